@@ -1,0 +1,1 @@
+"""GLM-4 on Apple Silicon through MLX: the public names, nothing else."""

@@ -1,0 +1,1 @@
+"""The `glm-mlx` command: options in, text out; every decision is made below."""

@@ -1,0 +1,1 @@
+"""From a prompt's ids to new ids and their text: sampling, the decode loop, its thread."""
