@@ -1,0 +1,38 @@
+"""Fixtures every ring shares. The makers behind them live in `tests/makers` so that the plain
+scripts of `tests/bench` build the same folders."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from makers.folders import write_folder
+from makers.vocabulary import make_tokenizer
+from tokenizers import Tokenizer
+
+FolderMaker = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_folder(tmp_path_factory: pytest.TempPathFactory) -> FolderMaker:
+    """Return `make_folder(dialect="glm4", **options) -> Path`: a new folder at each call.
+
+    Options are those of `makers.folders.write_folder`: spelling, shards, quantize, overrides,
+    dtype, seed, edit_config, edit_tensors, and the fields of `makers.folders.Shape`.
+    """
+
+    def make(dialect: str = "glm4", **options: object) -> Path:
+        return write_folder(tmp_path_factory.mktemp(dialect), dialect, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fast_tokenizer() -> Tokenizer:
+    """The `tokenizers` twin of the vocabulary in every made folder."""
+    return make_tokenizer()
