@@ -1,4 +1,4 @@
-"""What `import glm_mlx` gives and what it costs: the names, the modules, no change to the process."""
+"""What `import glm_mlx` gives and what it costs: names, modules, and no change to the process."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import glm_mlx
 import pytest
+
+import glm_mlx
 
 # Third-party packages that may come in with each start, and nothing else.
 ALLOWED = {

@@ -20,7 +20,10 @@ _BUILT_IN_MARKERS = {"parametrize", "usefixtures", "filterwarnings", "timeout"}
 
 @pytest.fixture(scope="module")
 def settings(repository: Path) -> dict[str, Any]:
-    return tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    tools: dict[str, Any] = tomllib.loads(
+        (repository / "pyproject.toml").read_text(encoding="utf-8")
+    )["tool"]
+    return tools
 
 
 @pytest.fixture(scope="module")
