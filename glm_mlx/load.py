@@ -33,21 +33,34 @@ def load_model(
 ) -> tuple[Decoder, ModelConfig]:
     """Load the model in ``folder``, in any of the three layouts, quantized or not.
 
-    Weights keep the dtype they are stored in. They are evaluated in the calling thread, so the
-    model may then be used from any other.
-
     Args:
         rope: settings laid over the config's, in the spelling of ``rope_parameters``:
             ``{"rope_theta": 5e6}``, ``{"rope_type": "yarn", "factor": 4}``.
         trust_config: take doubtful config values at their word, without a warning.
-        fuse_qkv: join q, k and v into one matrix; False keeps the checkpoint's modules, which
-            adapters name.
+        fuse_qkv: as in `load_weights`.
 
     Raises:
         ConfigError: ``config.json`` cannot be used.
         CheckpointError: the weights are damaged or do not fit the config.
     """
     config = read_config(folder, rope=rope, trust_config=trust_config)
+    decoder = load_weights(folder, config, fuse_qkv=fuse_qkv)
+    return decoder, decoder.config
+
+
+def load_weights(folder: Path, config: ModelConfig, *, fuse_qkv: bool = True) -> Decoder:
+    """Build the decoder for ``config`` and fill it from ``folder``.
+
+    Weights keep the dtype they are stored in. They are evaluated in the calling thread, so the
+    model may then be used from any other.
+
+    Args:
+        fuse_qkv: join q, k and v into one matrix; False keeps the checkpoint's modules, which
+            adapters name.
+
+    Raises:
+        CheckpointError: the weights are damaged or do not fit the config.
+    """
     checkpoint = Checkpoint.open(folder)
     decoder = build(config, checkpoint)
     weights = [
@@ -64,7 +77,7 @@ def load_model(
         mx.eval(layer.parameters())
     mx.eval(decoder.parameters())
     checkpoint.check_unchanged()
-    return decoder, decoder.config
+    return decoder
 
 
 def build(config: ModelConfig, checkpoint: Checkpoint) -> Decoder:
