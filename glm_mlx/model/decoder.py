@@ -13,7 +13,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import ModelConfig
+from glm_mlx.config import ModelConfig
 from .cache import BatchKVCache, KVCache
 from .quant import concatenate_rows
 from .rope import RotaryEmbedding

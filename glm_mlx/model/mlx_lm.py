@@ -11,7 +11,7 @@ from typing import Self
 
 import mlx.core as mx
 
-from ..config import ModelConfig, parse_config
+from glm_mlx.config import ModelConfig, parse_config
 from .decoder import Decoder
 from .names import targets_of
 

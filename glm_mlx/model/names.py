@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..config import ModelConfig
+from glm_mlx.config import ModelConfig
 
 _CHATGLM = {
     "transformer.embedding.word_embeddings": "model.embed_tokens",

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Quantization
+from glm_mlx.config import Quantization
 
 
 def quantize_modules(model: nn.Module, plan: Quantization, names: Container[str]) -> None:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..config import ModelConfig, Yarn
+from glm_mlx.config import ModelConfig, Yarn
 
 
 def inverse_frequencies(
