@@ -14,7 +14,7 @@ import pytest
 
 LINE_CAP = 400
 _LEFTOVERS = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b")
-_HOME = re.compile(r"(?<![\w.])/(?:home|Users)/\w+|(?<![\w.])/root/|\b[A-Z]:\\Users\\")
+_HOME = re.compile(r"(?<![\w.])/(?:home|Users)/\w+|(?<![\w.])/roo[t]/|\b[A-Z]:\\Users\\")
 _BUILT_IN_MARKERS = {"parametrize", "usefixtures", "filterwarnings", "timeout"}
 
 
