@@ -1,0 +1,18 @@
+"""`config.json` and `generation_config.json`, in all their spellings, as frozen dataclasses."""
+
+from glm_mlx.config.generation import GenerationDefaults, read_generation_config
+from glm_mlx.config.model import FAMILIES, ModelConfig, parse_config, read_config
+from glm_mlx.config.quantization import Quantization, QuantSpec
+from glm_mlx.config.rope import Yarn
+
+__all__ = [
+    "FAMILIES",
+    "GenerationDefaults",
+    "ModelConfig",
+    "QuantSpec",
+    "Quantization",
+    "Yarn",
+    "parse_config",
+    "read_config",
+    "read_generation_config",
+]
