@@ -1,0 +1,151 @@
+"""A path or a Hub id to a local model folder; the only file that knows the network.
+
+Knows nothing of what the folder holds, but that code in it is of no use here and is not fetched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from glm_mlx.errors import GLMError, HubError, InputFileError, OptionError, ResourceError
+
+# Top level only: training checkpoints in subfolders would multiply the download.
+_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_UNWANTED = ("*/*",)
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
+_HUB_ID = re.compile(rf"(?!.*(?:--|\.\.)){_NAME}/{_NAME}")
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LATER = "what was fetched is kept; try again later"
+_LOG_IN = "log in with an account that may read it: hf auth login"
+
+# Class name in huggingface_hub.errors, most telling first: what it means, what to do. By name,
+# since the classes' own bases moved between its releases.
+_REASONS = {
+    "GatedRepoError": (
+        "access to this repository is gated",
+        "accept its terms at https://huggingface.co/{repo}, then run: hf auth login",
+    ),
+    "RepositoryNotFoundError": (
+        "no such folder here and no such public repository on the Hub",
+        "check the name; for a private repository run: hf auth login",
+    ),
+    "RevisionNotFoundError": (
+        "the repository has no revision {revision!r}",
+        "give a branch, a tag or a full commit hash that it has",
+    ),
+    "DisabledRepoError": ("the Hub disabled this repository", "use another one"),
+    "OfflineModeIsEnabled": (
+        "HF_HUB_OFFLINE is set and the cache holds no complete copy",
+        "unset it, or give a local folder",
+    ),
+    "IncompleteSnapshotError": (
+        "the Hub cannot be reached and the copy in the cache is incomplete",
+        "connect to finish the download",
+    ),
+}
+
+
+def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
+    """Return the local folder of a model, downloading it only if it must be one on the Hub.
+
+    A `Path`, and a string that exists or can only be a path, is never looked up on the Hub. What
+    is in the Hub's cache is used when the network is down.
+
+    Args:
+        path_or_repo: a folder, or `owner/name` of a Hugging Face repository.
+        revision: branch, tag or commit of the repository; None is its main branch.
+
+    Raises:
+        InputFileError: the folder is absent, a file, or not readable.
+        HubError: the repository cannot be fetched.
+        ResourceError: the disk is full.
+        OptionError: an argument makes no sense.
+    """
+    name = os.fspath(path_or_repo)
+    path = Path(os.path.expanduser(name))
+    if not name.strip() or "\0" in name:
+        raise OptionError(f"model is {name!r}; expected a folder or owner/name", field="model")
+    if os.path.lexists(path):
+        if revision is not None:
+            raise OptionError(
+                f"revision {revision!r} applies to Hub repositories; {name} is a local path",
+                field="revision",
+            )
+        return _readable_folder(path)
+    if isinstance(path_or_repo, Path) or _only_a_path(name):
+        raise InputFileError("no such folder", file=name, hint="check the path of the model")
+    if not _HUB_ID.fullmatch(name):
+        raise InputFileError("neither a folder here nor an owner/name on the Hub", file=name)
+    return _download(name, revision)
+
+
+def _readable_folder(path: Path) -> Path:
+    if not path.exists():
+        raise InputFileError("is a link to nothing", file=path)
+    if not path.is_dir():
+        raise InputFileError("is a file; give the folder that holds config.json", file=path)
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise InputFileError("this folder is not readable; check its permissions", file=path)
+    return path
+
+
+def _only_a_path(name: str) -> bool:
+    """Whether a name that is not there cannot be meant for the Hub."""
+    if name.startswith((".", "~")) or os.path.isabs(name) or "\\" in name or name.count("/") > 1:
+        return True
+    parent, slash, _ = name.rpartition("/")
+    return bool(slash) and os.path.isdir(parent)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=list(_WANTED),
+            ignore_patterns=list(_UNWANTED),
+        )
+    except Exception as cause:  # whatever HTTP, TLS or storage layer it came from
+        raise _explained(cause, repo, revision) from cause
+    return Path(folder)
+
+
+def _explained(error: Exception, repo: str, revision: str | None) -> GLMError:
+    """The error of ours that says what a failed download means."""
+    chain = list(_causes(error))
+    if any(isinstance(one, OSError) and one.errno in _DISK_FULL for one in chain):
+        return ResourceError(
+            "the disk is full; what was fetched is kept", file=repo, hint="free space and run again"
+        )
+    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    for name, (meaning, hint) in _REASONS.items():
+        if name in names:
+            fill = {"repo": repo, "revision": revision}
+            return HubError(meaning.format(**fill), file=repo, hint=hint.format(**fill))
+    statuses = [getattr(getattr(one, "response", None), "status_code", None) for one in chain]
+    if status := next(filter(None, statuses), None):
+        hint = _LOG_IN if status in (401, 403) else _LATER
+        return HubError(f"the Hub answered with HTTP status {status}", file=repo, hint=hint)
+    if "LocalEntryNotFoundError" in names:
+        return HubError(
+            "the Hub cannot be reached and the cache holds no copy",
+            file=repo,
+            hint="check the connection, or give a local folder",
+        )
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return HubError(f"the download failed: {said}", file=repo, hint=_LATER)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
