@@ -4,18 +4,15 @@ scripts of `tests/bench` build the same folders."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from makers.folders import write_folder
+from makers.folders import FolderMaker, write_folder
 from makers.vocabulary import make_tokenizer
 from tokenizers import Tokenizer
-
-FolderMaker = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")

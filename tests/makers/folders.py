@@ -24,6 +24,7 @@ CHAT_TEMPLATE = (
 )
 
 Matrix = npt.NDArray[np.float32]
+FolderMaker = Callable[..., Path]
 Tensors = dict[str, mx.array]
 Config = dict[str, object]
 Quantize = Mapping[str, Any]
