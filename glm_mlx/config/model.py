@@ -196,9 +196,7 @@ def _read_numbers(table: Table, family: str) -> dict[str, Any]:
         if not (table.has(keys["num_kv_heads"]) if grouped is None else grouped):
             keys["num_kv_heads"] = keys["num_heads"]
     needed = [key for name, key in keys.items() if name != "head_dim"]
-    missing = [
-        key for key in (*needed, "eos_token_id") if not table.has(key) or table.data[key] == []
-    ]
+    missing = [key for key in (*needed, "eos_token_id") if not table.has(key)]
     if missing:
         raise ConfigError(
             f"missing keys: {', '.join(dict.fromkeys(missing))}", file=table.file, field=missing[0]

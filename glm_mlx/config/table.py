@@ -86,8 +86,12 @@ class Table:
     def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
         """The id or list of ids at `key`, each once, in order; empty when absent."""
         value = self.data.get(key)
-        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if value is None:
+            return ()
+        ids = value if isinstance(value, list) else [value]
         limits = Range(int, 0, vocab_size - 1)
+        if not ids:
+            self.refuse(key, "is an empty list; expected one token id or more")
         for token_id in ids:
             if not limits.admits(token_id):
                 self.refuse(key, f"holds {shown(token_id)}; a token id here is {limits}")
