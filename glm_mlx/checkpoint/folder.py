@@ -12,7 +12,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from glm_mlx.checkpoint.header import TensorInfo
+from glm_mlx.checkpoint.header import HEADER_LIMIT_BYTES, TensorInfo
 from glm_mlx.checkpoint.refusal import bad_tensor, join, quote, unreadable
 from glm_mlx.errors import CheckpointError
 from glm_mlx.jsonfile import read_json_object
@@ -145,7 +145,8 @@ def own_file(folder: Path, name: str) -> Path:
 def read_index(folder: Path) -> dict[str, str]:
     """Return tensor name -> shard name, each a plain name inside the folder."""
     file = own_file(folder, INDEX)
-    places = read_json_object(file, error=CheckpointError).get("weight_map")
+    index = read_json_object(file, error=CheckpointError, max_bytes=HEADER_LIMIT_BYTES)
+    places = index.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(
             f"weight_map {quote(places)} must be an object from tensor to file; download it again",
@@ -165,7 +166,7 @@ def read_index(folder: Path) -> dict[str, str]:
 
 def _is_plain(name: str) -> bool:
     leaves = name.startswith(".") or any(mark in name for mark in "/\\:")
-    return name.endswith(".safetensors") and not leaves
+    return name.endswith(".safetensors") and name.isprintable() and not leaves
 
 
 def compare_index(file: Path, index: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
@@ -175,15 +176,14 @@ def compare_index(file: Path, index: Mapping[str, str], tensors: Mapping[str, Te
         place = index.get(name, info.file.name)
         if place != info.file.name:
             raise bad_tensor(file, name, f"is in {info.file.name}, not in {place}; {cure}")
-    absent = sorted(index.keys() - tensors.keys())
-    unlisted = sorted(tensors.keys() - index.keys())
-    if absent or unlisted:
-        found = (
-            f"names tensors that no shard holds: {join(absent)}"
-            if absent
-            else (f"does not name tensors that the shards hold: {join(unlisted)}")
-        )
-        raise CheckpointError(f"{found}; {cure}", file=file, field=(absent or unlisted)[0])
+    for found, names in (
+        ("names tensors that no shard holds", index.keys() - tensors.keys()),
+        ("does not name tensors that its shards hold", tensors.keys() - index.keys()),
+    ):
+        if names:
+            raise CheckpointError(
+                f"{found}: {join(sorted(names))}; {cure}", file=file, field=min(names)
+            )
 
 
 def read_manifest(folder: Path) -> dict[str, str] | None:
@@ -191,7 +191,7 @@ def read_manifest(folder: Path) -> dict[str, str] | None:
     if not os.path.lexists(folder / MANIFEST):
         return None
     file = own_file(folder, MANIFEST)
-    manifest = read_json_object(file, error=CheckpointError)
+    manifest = read_json_object(file, error=CheckpointError, max_bytes=HEADER_LIMIT_BYTES)
     files = manifest.get("files")
     if manifest.get("algorithm") != "sha256" or not isinstance(files, dict):
         raise CheckpointError(

@@ -21,9 +21,9 @@ from glm_mlx.checkpoint.refusal import bad_tensor, quote, truncated, unreadable
 from glm_mlx.errors import CheckpointError
 from glm_mlx.jsonfile import parse_json
 
-# The format allows 100 MB. 10 MB describe some 80,000 tensors, where the largest dense GLM has
-# 613, and are parsed within a second; 100 MB of hostile JSON would grow to gigabytes of objects.
-HEADER_LIMIT_BYTES = 10_000_000
+# The format allows 100 MB, which hostile JSON turns into gigabytes of objects. 4 MB are parsed
+# within a second and describe some 30,000 tensors; the largest dense GLM has 613.
+HEADER_LIMIT_BYTES = 4_000_000
 
 DTYPES = {
     "BF16": mx.bfloat16,
