@@ -101,6 +101,13 @@ def test_exports_are_sorted_and_there() -> None:
     assert [name for name in glm_mlx.__all__ if not hasattr(glm_mlx, name)] == []
 
 
+def test_no_module_hides_a_public_name() -> None:
+    """`glm_mlx.load` is a function and a module; importing the module must not undo the name."""
+    prelude = "import importlib, pkgutil, types\n" + _EVERY_MODULE
+    listing = "[n for n in glm_mlx.__all__ if isinstance(getattr(glm_mlx, n), types.ModuleType)]"
+    assert run_python(f"{prelude}\nprint({listing})").strip() == "[]"
+
+
 def test_every_public_name_is_exported() -> None:
     """`errors` and its like are modules; everything else without an underscore is public."""
     public = {
