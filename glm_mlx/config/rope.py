@@ -71,7 +71,7 @@ def caller_settings(rope: Mapping[str, object] | None) -> Mapping[str, object]:
     if not isinstance(rope, Mapping):
         raise OptionError(f"rope is {shown(rope)}; expected a mapping", field="rope")
     settings = _one_spelling(rope)
-    unknown = sorted(str(key) for key in settings.keys() - _KEYS)
+    unknown = sorted(shown(key) for key in settings.keys() - _KEYS)
     if unknown:
         raise OptionError(
             f"rope has unknown keys {', '.join(unknown[:5])}; known: {', '.join(sorted(_KEYS))}",

@@ -139,8 +139,8 @@ def test_config_must_be_an_object(data: object) -> None:
     ("rope", "said"),
     [
         ("yarn", "rope is 'yarn'; expected a mapping"),
-        ({"theta": 5e6}, "rope has unknown keys theta; known: attention_factor"),
-        ({1: 2, "a": 3}, "rope has unknown keys 1, a"),
+        ({"theta": 5e6}, "rope has unknown keys 'theta'; known: attention_factor"),
+        ({1: 2, "a": 3}, "rope has unknown keys 'a', 1"),
         ({"factor": 4.0}, 'rope.factor applies to YaRN only; add "rope_type": "yarn"'),
         ({"rope_type": "yarn"}, "rope.factor is missing"),
         ({"type": "linear", "factor": 2}, "rope.rope_type is 'linear'; expected default or yarn"),
