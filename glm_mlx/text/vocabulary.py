@@ -1,0 +1,195 @@
+"""The tokenizer files of a model folder -> one byte-level BPE and its added tokens.
+
+Reads `tokenizer.json` or `tokenizer.model`, checks what they say, and runs no code from the
+folder. Knows how plain text becomes ids; what added tokens mean is for the tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from glm_mlx.errors import TokenizerError
+from glm_mlx.text.bytelevel import ALPHABET
+from glm_mlx.text.ranks import PATTERN, SPECIAL_TOKENS, merges_of, read_ranks
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token outside the merges; `special` ones are left out of decoded text."""
+
+    id: int
+    text: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A byte-level BPE for plain text, and the added tokens beside it.
+
+    Attributes:
+        bpe: encodes plain text; knows no added token, so no text can turn into one.
+        added: in id order.
+        size: the highest id plus one; rows of an embedding from there on are padding.
+    """
+
+    bpe: tokenizers.Tokenizer
+    added: tuple[AddedToken, ...]
+    size: int
+
+
+def read_json(file: Path) -> dict[str, object]:
+    """Read a JSON object, with or without a BOM.
+
+    Raises:
+        TokenizerError: the file is not JSON, or not an object.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise TokenizerError(f"not readable as JSON: {reason}; download it again", file=file) from (
+            None
+        )
+    if not isinstance(data, dict):
+        raise TokenizerError(f"holds a {type(data).__name__}, expected a JSON object", file=file)
+    return data
+
+
+def read_vocabulary(folder: Path, settings: Mapping[str, object]) -> Vocabulary:
+    """Read the vocabulary of a model folder; `settings` is its tokenizer_config.json.
+
+    Raises:
+        TokenizerError: no tokenizer file, a damaged one, or one that is not byte-level BPE.
+    """
+    fast, ranks = folder / "tokenizer.json", folder / "tokenizer.model"
+    if fast.is_file():
+        return _from_tokenizer_json(fast, settings)
+    if ranks.is_file():
+        return _from_ranks(ranks, settings)
+    raise TokenizerError(
+        "holds neither tokenizer.json nor tokenizer.model; download one of them", file=folder
+    )
+
+
+def _from_tokenizer_json(file: Path, settings: Mapping[str, object]) -> Vocabulary:
+    data = read_json(file)
+    match data.get("model"):
+        case {"type": "BPE", "vocab": dict(tokens), "merges": list(pairs), **options}:
+            pass
+        case _:
+            raise TokenizerError("its model is not a BPE with vocab and merges", file=file)
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if options.get(key):
+            raise TokenizerError(f"model.{key} is set, which byte-level BPE never does", file=file)
+    listed = data.get("added_tokens") or []
+    added = _by_id(listed if isinstance(listed, list) else [listed], file)
+    texts = {token.text for token in added.values()}
+    for token in _added_tokens(settings).values():
+        if token.text not in texts:
+            added.setdefault(token.id, token)
+    # Trainers may list added tokens among the others, where plain text could reach them.
+    texts = {token.text for token in added.values()}
+    tokens = {token: index for token, index in tokens.items() if token not in texts}
+    _check_bytes(tokens, file)
+    shell = {"normalizer": data.get("normalizer"), "pre_tokenizer": data.get("pre_tokenizer")}
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    try:
+        merges = [tuple(p.split(" ") if isinstance(p, str) else p) for p in pairs]
+        bpe = models.BPE(tokens, merges, ignore_merges=bool(options.get("ignore_merges")))
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(shell | {"model": empty}))
+    except Exception as error:  # the Rust side raises nothing narrower
+        raise TokenizerError(f"cannot be used: {error}; download it again", file=file) from error
+    tokenizer.model = bpe
+    return _vocabulary(tokenizer, tokens, added, file)
+
+
+def _from_ranks(file: Path, settings: Mapping[str, object]) -> Vocabulary:
+    ranks = read_ranks(file)
+    _check_bytes(ranks, file)
+    added = _added_tokens(settings) or {
+        index: AddedToken(index, text, special=True)
+        for index, text in enumerate(SPECIAL_TOKENS, start=len(ranks))
+    }
+    tokenizer = tokenizers.Tokenizer(models.BPE(ranks, merges_of(ranks), ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return _vocabulary(tokenizer, ranks, added, file)
+
+
+def _vocabulary(
+    bpe: tokenizers.Tokenizer, tokens: dict[str, int], added: dict[int, AddedToken], file: Path
+) -> Vocabulary:
+    ids = set(tokens.values())
+    if len(ids) < len(tokens):
+        raise TokenizerError("model.vocab gives two tokens one id; download it again", file=file)
+    for token in added.values():
+        if token.id in ids:
+            raise TokenizerError(
+                f"id {token.id} is both {token.text!r} and {bpe.id_to_token(token.id)!r}", file=file
+            )
+    return Vocabulary(bpe, tuple(added[i] for i in sorted(added)), max(ids | added.keys()) + 1)
+
+
+def _check_bytes(tokens: dict[str, int], file: Path) -> None:
+    if not all(type(index) is int and index >= 0 for index in tokens.values()):
+        raise TokenizerError("model.vocab holds an id that is not a whole number", file=file)
+    if foreign := set().union(*tokens).difference(ALPHABET):
+        raise TokenizerError(
+            f"its tokens are not byte-level: they hold {min(foreign)!r}; "
+            "only byte-level BPE, GLM's own kind, is supported",
+            file=file,
+        )
+    if missing := [byte for byte, token in enumerate(ALPHABET) if token not in tokens]:
+        raise TokenizerError(
+            f"lacks {len(missing)} of the 256 single-byte tokens, so some text has no ids; "
+            f"the first is byte 0x{missing[0]:02X}",
+            file=file,
+        )
+
+
+def _added_tokens(settings: Mapping[str, object]) -> dict[int, AddedToken]:
+    file = "tokenizer_config.json"
+    match settings.get("added_tokens_decoder"):
+        case None:
+            return {}
+        case dict(listed):
+            entries = [
+                {"id": int(key) if key.isdecimal() else key, **entry}
+                if isinstance(entry, dict)
+                else entry
+                for key, entry in listed.items()
+            ]
+            return _by_id(entries, file)
+        case _:
+            raise TokenizerError("added_tokens_decoder is not an object", file=file)
+
+
+def _by_id(entries: list[object], file: object) -> dict[int, AddedToken]:
+    added: dict[int, AddedToken] = {}
+    texts: set[str] = set()
+    for entry in entries:
+        match entry:
+            case {"lstrip": True} | {"rstrip": True} | {"single_word": True}:
+                problem = "eats the text around it, which no GLM token does"
+            case {"id": int(index), "content": str(text), "special": bool(special)} if (
+                text and index >= 0
+            ):
+                if index not in added and text not in texts:
+                    added[index] = AddedToken(index, text, special)
+                    texts.add(text)
+                    continue
+                problem = "repeats an id or a text"
+            case _:
+                problem = "lacks a usable id, content or special"
+        raise TokenizerError(f"added token {entry!s:.80} {problem}", file=file)
+    return added
