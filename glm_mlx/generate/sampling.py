@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import mlx.core as mx
-import numpy as np
 
 from glm_mlx.errors import NumericError, OptionError
 
@@ -156,7 +155,8 @@ class Sampler:
         self._biases = mx.array(list(sampling.logit_bias.values()), mx.float32)
         self._in_prompt: mx.array | None = None
         if sampling.repetition_penalty != 1:
-            self._in_prompt = mx.array(np.isin(np.arange(vocab_size), prompt_ids))
+            known = mx.array([token for token in set(prompt_ids) if token < vocab_size], mx.int32)
+            self._in_prompt = mx.zeros((vocab_size,), mx.bool_).at[known].add(True)
         # Beyond these bounds nothing changes, save that float32 would round to 0 or infinity.
         self._temperature = min(max(sampling.temperature, 1e-30), 1e30)
 

@@ -9,15 +9,11 @@ import math
 from dataclasses import dataclass
 
 import mlx.core as mx
-import numpy as np
-import numpy.typing as npt
 
 from glm_mlx.config import ModelConfig, Yarn
 
 
-def inverse_frequencies(
-    rotary_dim: int, theta: float, yarn: Yarn | None = None
-) -> npt.NDArray[np.float64]:
+def inverse_frequencies(rotary_dim: int, theta: float, yarn: Yarn | None = None) -> list[float]:
     """Return the R/2 angles, in radians, that each position adds to its pair of elements.
 
     Plain: ``theta ** (-2j / R)``. With YaRN (Peng et al. 2023, as transformers'
@@ -25,8 +21,7 @@ def inverse_frequencies(
     kept, and a linear ramp joins the two. The ramp counts rotary elements (R), not the head
     width (D).
     """
-    exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
-    plain = np.power(theta, -exponents)
+    plain = [theta ** (-2 * j / rotary_dim) for j in range(rotary_dim // 2)]
     if yarn is None:
         return plain
 
@@ -41,8 +36,8 @@ def inverse_frequencies(
     low, high = max(low, 0), min(high, rotary_dim - 1)
     # transformers widens an empty ramp by the same amount instead of dividing by zero.
     width = (high - low) or 0.001
-    ramp = np.clip((np.arange(rotary_dim // 2) - low) / width, 0.0, 1.0)
-    return np.asarray(plain * (1 - ramp) + plain / yarn.factor * ramp)
+    ramp = [min(max((j - low) / width, 0.0), 1.0) for j in range(rotary_dim // 2)]
+    return [f * (1 - r) + f / yarn.factor * r for f, r in zip(plain, ramp, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +60,12 @@ class RotaryEmbedding:
         inverse = inverse_frequencies(config.rotary_dim, config.rope_theta, config.yarn)
         amplitude = None
         if config.yarn is not None and config.yarn.attention_factor != 1.0:
-            scale = np.ones(config.head_dim, dtype=np.float32)
-            scale[: config.rotary_dim] = config.yarn.attention_factor
-            amplitude = mx.array(scale)
+            turned = [config.yarn.attention_factor] * config.rotary_dim
+            amplitude = mx.array(turned + [1.0] * (config.head_dim - config.rotary_dim))
         return cls(
             dims=config.rotary_dim,
             interleaved=config.rope_interleaved,
-            periods=mx.array((1 / inverse).astype(np.float32)),
+            periods=mx.array([1 / f for f in inverse]),
             amplitude=amplitude,
         )
 

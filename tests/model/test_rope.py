@@ -38,7 +38,7 @@ ATTENTION = {2.0: 1.0693147, 4.0: 1.1386294, 8.0: 1.2079442}
 
 @pytest.mark.parametrize("theta", GOLDEN)
 def test_plain_frequencies(theta: float) -> None:
-    frequencies = inverse_frequencies(64, theta)
+    frequencies = np.array(inverse_frequencies(64, theta))
     assert frequencies.shape == (32,)
     # The published numbers are fp32, rounded: a few units of their last place.
     assert frequencies[list(GOLDEN_PAIRS)] == pytest.approx(GOLDEN[theta], rel=1.5e-7)
@@ -47,7 +47,7 @@ def test_plain_frequencies(theta: float) -> None:
 @pytest.mark.parametrize("factor", RAMP)
 def test_yarn_frequencies(factor: float) -> None:
     yarn = Yarn(factor=factor, original_max_position_embeddings=32768, attention_factor=1.0)
-    multipliers = inverse_frequencies(64, 1e4, yarn) / inverse_frequencies(64, 1e4)
+    multipliers = np.divide(inverse_frequencies(64, 1e4, yarn), inverse_frequencies(64, 1e4))
     ramp = [float(number) for number in RAMP[factor].split()]
     assert multipliers == pytest.approx([1.0] * 18 + ramp + [1 / factor] * 2, abs=1e-6)
 
