@@ -1,0 +1,164 @@
+"""`glm-mlx generate`: one prompt in, one text out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glm_mlx.cli import replies, stdin, terminal
+from glm_mlx.cli.options import (
+    ModelChoice,
+    debug_option,
+    json_object,
+    model_options,
+    sampling_options,
+    text,
+)
+from glm_mlx.errors import InputFileError, OptionError
+from glm_mlx.jsonfile import read_json
+
+if TYPE_CHECKING:
+    from glm_mlx.api import GLM, Completion
+    from glm_mlx.generate.stream import Chunk
+
+
+@click.command()
+@model_options
+@click.option("--prompt", "-p", type=text, help='What to say; "-" or nothing reads stdin.')
+@click.option("--system-prompt", type=text, help="Instructions ahead of the prompt.")
+@click.option(
+    "--max-tokens",
+    "-m",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="End the reply after this many tokens.",
+)
+@sampling_options
+@click.option(
+    "--tools",
+    type=Path,
+    metavar="FILE",
+    help="JSON list of function schemas; calls are printed as the model writes them.",
+)
+@click.option(
+    "--ignore-chat-template", is_flag=True, help="Complete the prompt as raw text after the prefix."
+)
+@click.option(
+    "--chat-template-config", type=json_object, metavar="JSON", help="Options of the chat template."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object with ids and figures.")
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Print as the text comes (with --json: JSON lines), or at the end.  "
+    "[default: stream, unless --json]",
+)
+@click.option(
+    "--verbose/--quiet",
+    default=None,
+    help="Print token counts and speed on stderr.  [default: where stderr is a terminal]",
+)
+@debug_option
+def generate(
+    choice: ModelChoice,
+    prompt: str | None,
+    system_prompt: str | None,
+    max_tokens: int,
+    sampling: dict[str, Any],
+    tools: Path | None,
+    ignore_chat_template: bool,
+    chat_template_config: dict[str, Any] | None,
+    as_json: bool,
+    stream: bool | None,
+    verbose: bool | None,
+) -> None:
+    """Complete a prompt and print the text.
+
+    The prompt is put into the model's chat template if it has one. Only generated text goes to
+    stdout. Ctrl-C ends the reply and keeps what was printed.
+    """
+    if ignore_chat_template and (system_prompt or tools or chat_template_config):
+        raise click.UsageError(
+            "--ignore-chat-template leaves no place for --system-prompt, --tools or "
+            "--chat-template-config"
+        )
+    said = _read_prompt(prompt, raw=ignore_chat_template)
+    options = sampling | {"max_tokens": max_tokens}
+    if tools is not None:
+        options["tools"] = _read_tools(tools)
+    if chat_template_config is not None:
+        options["template_options"] = chat_template_config
+    with choice.load() as glm:
+        asked: str | list[dict[str, str]] = said
+        if not ignore_chat_template and _takes_messages(glm, choice, system_prompt or tools):
+            system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+            asked = [*system, {"role": "user", "content": said}]
+        streaming = stream if stream is not None else not as_json
+        reason = _answer(glm, asked, options, streaming=streaming, as_json=as_json, verbose=verbose)
+    if reason == "cancelled":
+        raise click.exceptions.Exit(terminal.INTERRUPTED)
+
+
+def _read_prompt(prompt: str | None, *, raw: bool) -> str:
+    if prompt is None and terminal.is_terminal(sys.stdin):
+        raise click.UsageError("nothing to say: give --prompt TEXT, or pipe it in")
+    text = stdin.read_all() if prompt in (None, "-") else prompt
+    if not (text if raw else text.strip()):
+        raise OptionError("the prompt is empty", field="prompt")
+    return text
+
+
+def _read_tools(file: Path) -> list[Any]:
+    tools = read_json(file, error=InputFileError)
+    if not isinstance(tools, list):
+        raise InputFileError("must hold a JSON list of function schemas", file=file)
+    return tools
+
+
+def _takes_messages(glm: GLM, choice: ModelChoice, needed: object) -> bool:
+    """Whether the model has a chat template; without one, say what happens instead."""
+    if glm.tokenizer.has_chat_template:
+        return True
+    found = f"{choice.label} has no chat template (a base model?)"
+    if needed:
+        raise OptionError(f"{found}, which --system-prompt and --tools need")
+    terminal.say("warning", f"{found}, so the prompt is completed as raw text")
+    return False
+
+
+def _answer(
+    glm: GLM,
+    prompt: str | list[dict[str, str]],
+    options: dict[str, Any],
+    *,
+    streaming: bool,
+    as_json: bool,
+    verbose: bool | None,
+) -> str:
+    """Print a reply in one of its four forms and return its finish reason."""
+    ends_line = True
+
+    def write(chunk: Chunk | Completion) -> None:
+        nonlocal ends_line
+        if as_json:
+            terminal.emit_json(asdict(chunk))
+        elif chunk.text:
+            terminal.emit(chunk.text)
+            ends_line = chunk.text.endswith("\n")
+
+    last: Chunk | Completion
+    if streaming:
+        last = replies.stream(glm, prompt, write, **options)
+    else:
+        last = replies.complete(glm, prompt, **options)
+        write(last)
+    if not ends_line:
+        terminal.emit("\n")
+    if verbose or (verbose is None and terminal.is_terminal(sys.stderr)):
+        replies.print_figures(last)
+    return str(last.finish_reason)

@@ -1,0 +1,155 @@
+"""What reaches stdout and stderr: generated text alone on the one, short lines on the other.
+
+Knows streams and signals; neither commands nor models.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TextIO
+
+from glm_mlx.errors import GLMWarning
+
+INTERRUPTED, _TERMINATED = 130, 143
+_CLEAR_LINE = "\r\x1b[K"
+
+
+@contextmanager
+def prepared() -> Iterator[None]:
+    """Hold the streams and signals of this process the way a command needs them.
+
+    stdout replaces what its encoding lacks, a warning is one line, and SIGTERM unwinds the stack,
+    so that a model is closed, before the process ends with 143.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", GLMWarning)
+            warnings.showwarning = _show_warning
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(_TERMINATED)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    say("warning", str(message))
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Let Ctrl-C set the event instead of raising; a second one ends the process with 130."""
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise SystemExit(INTERRUPTED)
+        interrupted.set()
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def emit(text: str) -> None:
+    """Print text to stdout at once, exactly as it is."""
+    print(text, end="", flush=True)
+
+
+def emit_json(value: object) -> None:
+    """Print a value to stdout as one line of JSON, readable where the encoding can show it."""
+    readable = sys.stdout is not None and sys.stdout.encoding.lower() in ("utf-8", "utf8")
+    emit(json.dumps(value, ensure_ascii=not readable) + "\n")
+
+
+def say(kind: str, text: str) -> None:
+    """Print one line about the work to stderr: `glm-mlx: error: ...`.
+
+    Line breaks become spaces and control characters, which a hostile file name may hold, escapes.
+    """
+    line = " ".join(text.split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print(f"glm-mlx: {kind}: {shown}", file=sys.stderr, flush=True)
+
+
+def human_bytes(size_bytes: float) -> str:
+    """A size as a person reads it, in powers of 1,000: `18.8 GB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if size_bytes < 999.5:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:,.1f} GB"
+
+
+def end_line() -> None:
+    """Go to a new line of the terminal, past what the keys for Ctrl-C or Ctrl-D left there."""
+    print(file=sys.stderr, flush=True)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person is at the other end; `stream` is None where the process started without."""
+    return stream is not None and stream.isatty()
+
+
+def flush() -> None:
+    """Write out what stdout still holds."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def discard_output(*, stdout_only: bool = False) -> None:
+    """Send stdout and stderr nowhere, so that the interpreter's last flush cannot fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1,) if stdout_only else (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
+class Progress:
+    """A line on stderr that rewrites itself while work goes on; nothing where nobody watches."""
+
+    def __init__(self, work: str, unit: str) -> None:
+        """Name the work and its unit: `reading the prompt`, `tokens`."""
+        self._work, self._unit = work, unit
+        self._visible = False
+        self._watched = is_terminal(sys.stderr)
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` units are done; all of them clears the line."""
+        if not self._watched:
+            return
+        if done >= total:
+            self.close()
+            return
+        line = f"glm-mlx: {self._work}, {done:,} of {total:,} {self._unit}"
+        print(_CLEAR_LINE + line, end="", file=sys.stderr, flush=True)
+        self._visible = True
+
+    def close(self) -> None:
+        """Remove the line, if it is there."""
+        if self._visible:
+            print(_CLEAR_LINE, end="", file=sys.stderr, flush=True)
+            self._visible = False
