@@ -75,7 +75,10 @@ def merges_of(ranks: dict[str, int]) -> list[tuple[str, str]]:
     """
     merges: list[tuple[str, str]] = []
     for token in sorted(ranks, key=ranks.__getitem__):
-        halves = [(token[:i], token[i:]) for i in range(1, len(token))]
-        known = [(left, right) for left, right in halves if left in ranks and right in ranks]
-        merges += sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        cuts = [
+            (token[:i], token[i:])
+            for i in range(1, len(token))
+            if token[:i] in ranks and token[i:] in ranks
+        ]
+        merges += sorted(cuts, key=lambda cut: (ranks[cut[0]], ranks[cut[1]]))
     return merges
