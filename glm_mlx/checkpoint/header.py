@@ -110,15 +110,13 @@ def read_header(file: Path) -> tuple[Stamp, list[TensorInfo]]:
         except OSError as cause:
             raise unreadable(file, cause) from cause
     entries = parse_json(raw, file=file, error=CheckpointError)
-    if not isinstance(entries, dict):
-        raise CheckpointError("header must be a JSON object; download it again", file=file)
+    assert isinstance(entries, dict), "what starts with a brace and parses is an object"
     if _NEGATIVE_ZERO.search(raw):
+        raise CheckpointError("header holds the number -0; download it again", file=file)
+    if not _is_metadata(entries.pop("__metadata__", None)):
         raise CheckpointError(
-            "header holds the number -0, which no offset or shape may be", file=file
+            "__metadata__ must map strings to strings; download it again", file=file
         )
-    metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(map(_is_text, chain(*metadata.items()))):
-        raise CheckpointError("__metadata__ must map strings to strings", file=file)
     if not entries:
         raise CheckpointError("holds no tensors; download it again", file=file)
     data_start = _LENGTH_BYTES + len(raw)
@@ -193,6 +191,12 @@ def _read_entry(file: Path, name: str, entry: object, data_start: int) -> Tensor
     return TensorInfo(
         name, dtype, tuple(shape), file, data_start + offsets[0], data_start + offsets[1]
     )
+
+
+def _is_metadata(value: object) -> bool:
+    if value is None:  # which is what MLX writes when it has none
+        return True
+    return isinstance(value, dict) and all(map(_is_text, chain(*value.items())))
 
 
 def _is_text(value: object) -> bool:

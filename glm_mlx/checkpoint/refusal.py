@@ -5,17 +5,21 @@ Names come from strangers' files, so they are shown escaped and cut.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 
 from glm_mlx.errors import CheckpointError
 
 _SHOWN_NAMES = 5
 _SHOWN_CHARACTERS = 120
+_short = reprlib.Repr()
+_short.maxstring = _SHOWN_CHARACTERS
+_short.maxlist = 8
 
 
 def quote(value: object) -> str:
-    """Return `value` as Python writes it, control characters escaped, cut to one short line."""
-    text = repr(value)
+    """Return `value` as Python writes it: control characters escaped, the long part left out."""
+    text = _short.repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
 
 
