@@ -43,7 +43,11 @@ def read_ranks(file: Path) -> dict[str, int]:
         TokenizerError: a line is malformed, a token or a rank comes twice, or ranks leave a gap.
     """
     ranks: dict[str, int] = {}
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise TokenizerError(f"cannot be read: {error.strerror}", file=file) from error
+    for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:

@@ -46,7 +46,9 @@ def find_sources(
             with file.open(encoding="utf-8-sig") as stream:
                 return {"default": Source(stream.read(SOURCE_CHARACTERS + 1), file)}
         except UnicodeDecodeError as error:
-            raise TemplateError(f"is not UTF-8: {error}", file=file) from None
+            raise TemplateError(f"is not UTF-8: {error.reason}", file=file) from error
+        except OSError as error:
+            raise TemplateError(f"cannot be read: {error.strerror}", file=file) from error
     file = folder / "tokenizer_config.json"
     match settings.get("chat_template"):
         case str(text):

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from glm_mlx.errors import GLMWarning, TemplateError, TokenizerError
+from glm_mlx.jsonfile import read_json_object
 from glm_mlx.text.bytelevel import to_bytes
 from glm_mlx.text.detokenizer import Detokenizer
 from glm_mlx.text.marks import Marks, any_of
 from glm_mlx.text.messages import check_text
 from glm_mlx.text.template import ChatTemplate, find_sources
-from glm_mlx.text.vocabulary import Vocabulary, read_json, read_vocabulary
+from glm_mlx.text.vocabulary import Vocabulary, read_vocabulary
 
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 """Each of them ends a completion, whatever a config lists."""
@@ -71,7 +72,7 @@ class Tokenizer:
             TemplateError: a chat template that is not text; what is wrong inside shows when used.
         """
         config = folder / "tokenizer_config.json"
-        settings = read_json(config) if config.is_file() else {}
+        settings = read_json_object(config, error=TokenizerError) if config.is_file() else {}
         vocabulary = read_vocabulary(folder, settings)
         if vocabulary.size > vocab_size:
             raise TokenizerError(

@@ -7,6 +7,7 @@ folder. Knows how plain text becomes ids; what added tokens mean is for the toke
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,12 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from glm_mlx.errors import TokenizerError
+from glm_mlx.jsonfile import read_json_object
 from glm_mlx.text.bytelevel import ALPHABET
 from glm_mlx.text.ranks import PATTERN, SPECIAL_TOKENS, merges_of, read_ranks
+
+_MAX_BYTES = 200 << 20  # GLM-4's own tokenizer.json has 20 MB
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -43,24 +48,6 @@ class Vocabulary:
     size: int
 
 
-def read_json(file: Path) -> dict[str, object]:
-    """Read a JSON object, with or without a BOM.
-
-    Raises:
-        TokenizerError: the file is not JSON, or not an object.
-    """
-    try:
-        data = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise TokenizerError(f"not readable as JSON: {reason}; download it again", file=file) from (
-            None
-        )
-    if not isinstance(data, dict):
-        raise TokenizerError(f"holds a {type(data).__name__}, expected a JSON object", file=file)
-    return data
-
-
 def read_vocabulary(folder: Path, settings: Mapping[str, object]) -> Vocabulary:
     """Read the vocabulary of a model folder; `settings` is its tokenizer_config.json.
 
@@ -78,7 +65,7 @@ def read_vocabulary(folder: Path, settings: Mapping[str, object]) -> Vocabulary:
 
 
 def _from_tokenizer_json(file: Path, settings: Mapping[str, object]) -> Vocabulary:
-    data = read_json(file)
+    data = read_json_object(file, error=TokenizerError, max_bytes=_MAX_BYTES)
     match data.get("model"):
         case {"type": "BPE", "vocab": dict(tokens), "merges": list(pairs), **options}:
             pass
@@ -182,7 +169,7 @@ def _by_id(entries: list[object], file: object) -> dict[int, AddedToken]:
             case {"lstrip": True} | {"rstrip": True} | {"single_word": True}:
                 problem = "eats the text around it, which no GLM token does"
             case {"id": int(index), "content": str(text), "special": bool(special)} if (
-                text and index >= 0
+                index >= 0 and text and not _SURROGATE.search(text)
             ):
                 if index not in added and text not in texts:
                     added[index] = AddedToken(index, text, special)
