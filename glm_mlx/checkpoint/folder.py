@@ -63,6 +63,7 @@ def choose_shards(
 def _match_index(
     folder: Path, names: Sequence[str], present: Sequence[str], wanted: Sequence[str]
 ) -> Sequence[str]:
+    """Return `wanted`, the shards the index names, when they are the folder's `present` ones."""
     missing = sorted(set(wanted) - set(names))
     stale = sorted(set(present) - set(wanted))
     if missing:

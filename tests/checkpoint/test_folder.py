@@ -188,20 +188,23 @@ def test_1_folder_is_a_file(folder: Path) -> None:
             ["holds 'model-00003-of-00002.safetensors', beyond the last shard"],
             id="23 one too many",
         ),
-        pytest.param(
-            ["model.safetensors", "MODEL.safetensors"],
-            ["'MODEL.safetensors' and 'model.safetensors' differ only in case", "keep one"],
-            id="21 shards",
-        ),
-        pytest.param(
-            ["model.safetensors", INDEX, INDEX.title()], ["differ only in case"], id="21 indexes"
-        ),
     ],
 )  # fmt: skip
 def test_names_alone_refuse(tmp_path: Path, names: list[str], fragments: list[str]) -> None:
     for name in names:
         os.mkfifo(tmp_path / name)
     with refused(tmp_path, *fragments):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [["MODEL.safetensors", "model.safetensors"], [INDEX.upper(), ONE, INDEX]]
+)
+def test_21_names_that_differ_only_in_case(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "listdir", lambda _: names)  # a Mac's volume could not hold both
+    with refused(tmp_path, f"'{names[0]}' and '{names[-1]}' differ only in case", "keep one"):
         Checkpoint.open(tmp_path)
 
 
@@ -224,7 +227,7 @@ def test_20_no_regular_file(
 
 
 @pytest.mark.parametrize("name", [ONE, INDEX])
-@pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "/dev/zero"])
+@pytest.mark.parametrize("target", ["/etc/hosts", "../outside", "/dev/zero"])
 def test_19_link_out_of_the_folder(folder: Path, name: str, target: str) -> None:
     shutil.copy(folder / name, folder.parent / "outside")
     (folder / name).unlink()
