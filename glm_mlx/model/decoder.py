@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from glm_mlx.config import ModelConfig
+
 from .cache import BatchKVCache, KVCache
 from .quant import concatenate_rows
 from .rope import RotaryEmbedding

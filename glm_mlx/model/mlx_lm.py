@@ -12,6 +12,7 @@ from typing import Self
 import mlx.core as mx
 
 from glm_mlx.config import ModelConfig, parse_config
+
 from .decoder import Decoder
 from .names import targets_of
 
