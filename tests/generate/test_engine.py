@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import pytest
@@ -29,7 +29,7 @@ def by_hand(decoder: Decoder, prompt: list[int], tokens: int) -> list[int]:
     """The greedy reply, each token from a full forward pass without a cache."""
     reply: list[int] = []
     for _ in range(tokens):
-        reply.append(int(decoder(mx.array([prompt + reply]))[0, -1].argmax().item()))
+        reply.append(cast(int, decoder(mx.array([prompt + reply]))[0, -1].argmax().item()))
     return reply
 
 
