@@ -35,12 +35,9 @@ DOORS = {
     "mlx": "*",
     "numpy": "*",
     "huggingface_hub": "hub",
-    "safetensors": "checkpoint",
     "tokenizers": "text",
     "jinja2": "text",
     "click": "cli",
-    "rich": "cli",
-    "mlx_lm": "load model",
 }
 # Costs about a second and changes the process when imported: only ever inside a function.
 INSIDE_FUNCTIONS_ONLY = {"mlx_lm"}
@@ -167,8 +164,7 @@ def test_slow_packages_are_imported_inside_functions(imports: list[Import]) -> N
 
 def test_doors_are_the_dependencies(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    optional = project["optional-dependencies"]["mlx-lm"]
-    names = [re.split(r"[^\w-]", line)[0] for line in project["dependencies"] + optional]
+    names = [re.split(r"[^\w-]", line)[0] for line in project["dependencies"]]
     assert {name.lower().replace("-", "_") for name in names} == DOORS.keys()
 
 
