@@ -5,6 +5,7 @@ Knows click's command tree and markdown, nothing of what a command does.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def section(context: click.Context) -> str:
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     parts = [f"## {context.command_path}", f"```\n{usage}\n```"]
     if command.help:
-        parts.append(command.help.replace("\b\n", "").split("\f")[0].strip())
+        parts.append(inspect.cleandoc(command.help))
     records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
     rows = [f"| {cell(f'`{names}`')} | {cell(text)} |" for names, text in filter(None, records)]
     if rows:
