@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -13,6 +14,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from makers.folders import FolderMaker, write_folder
 from makers.vocabulary import make_tokenizer
 from tokenizers import Tokenizer
+
+mx.set_default_device(
+    mx.cpu
+)  # on a Mac too: tolerances are those of fp32, the metal ring has its own
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 Every measurement is a fresh process, ours and theirs in turn; a ratio is ours / theirs of one
 round, reported as median and range over the rounds. Process CPU time is what counts: on a shared
-machine it is steady to a few percent where wall clock is not. It says nothing about Metal.
+machine it is steady to a few percent where wall clock is not. On a GPU it counts the host's work
+only, and the wall-clock ratios beside it are the ones to read.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def measure(rounds: int, what: str, folder: Path, *options: object) -> Figures:
     figures["peak_rss_bytes"] = compare(
         [turn.peak_rss_bytes for turn in ours], [turn.peak_rss_bytes for turn in theirs]
     )
+    figures["device"] = mine[0]["device"]
     if "token_ids" in mine[0]:
         figures["same_tokens"] = all(
             a["token_ids"] == b["token_ids"] for a, b in zip(mine, other, strict=True)

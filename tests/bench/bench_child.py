@@ -128,7 +128,7 @@ def main() -> None:
         result = measure_speed(engine, options.prompt_tokens, options.tokens)
     else:
         result = measure_graph(engine, options.tokens)
-    print(json.dumps(result))
+    print(json.dumps(result | {"device": str(mx.default_device())}))
 
 
 if __name__ == "__main__":
