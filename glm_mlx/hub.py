@@ -66,10 +66,15 @@ def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
         ResourceError: the disk is full.
         OptionError: an argument makes no sense.
     """
+    try:
+        raw = os.fsencode(path_or_repo)
+    except (TypeError, UnicodeEncodeError):  # of another type, or half a surrogate pair
+        raw = b""
+    if not raw.strip() or b"\0" in raw:
+        found = ascii(path_or_repo)
+        raise OptionError(f"model is {found}; expected a folder or owner/name", field="model")
     name = os.fspath(path_or_repo)
     path = Path(os.path.expanduser(name))
-    if not name.strip() or "\0" in name:
-        raise OptionError(f"model is {name!r}; expected a folder or owner/name", field="model")
     if os.path.lexists(path):
         if revision is not None:
             raise OptionError(

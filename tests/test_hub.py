@@ -97,10 +97,10 @@ def test_unreadable_folder(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> No
         resolve("closed")
 
 
-@pytest.mark.parametrize("name", ["", "  ", "a\0b", "owner/na\0me"])
-def test_names_of_nothing(name: str) -> None:
+@pytest.mark.parametrize("name", ["", "  ", "a\0b", "~\0", "owner/na\0me", "~\ud800", None, 5])
+def test_names_of_nothing(name: object) -> None:
     with pytest.raises(OptionError, match="expected a folder or owner/name"):
-        resolve(name)
+        resolve(name)  # type: ignore[arg-type]
 
 
 def test_revision_of_a_local_folder(nowhere: Path) -> None:
