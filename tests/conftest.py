@@ -15,9 +15,8 @@ from makers.folders import FolderMaker, write_folder
 from makers.vocabulary import make_tokenizer
 from tokenizers import Tokenizer
 
-mx.set_default_device(
-    mx.cpu
-)  # on a Mac too: tolerances are those of fp32, the metal ring has its own
+# On a Mac too: the tolerances are those of fp32. The metal ring chooses its device itself.
+mx.set_default_device(mx.cpu)
 
 
 @pytest.fixture(scope="session")
