@@ -2,7 +2,8 @@
 
 Where a template's source spells a special token, the token's first character is replaced by a
 lone surrogate. No valid text holds one, so nothing that is typed, cut, joined or rewritten on
-its way through a template can pass for it.
+its way through a template can pass for it. A template that writes `<|` itself and typed text
+right after it asks for what it gets.
 """
 
 from __future__ import annotations

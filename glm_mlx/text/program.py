@@ -33,7 +33,7 @@ class Program:
 
     Attributes:
         variables: the names it takes from outside.
-        words: every attribute name and string literal in it.
+        keys: the attributes and keys it reads, whatever of.
 
     Raises:
         TemplateError: a syntax error, an unknown filter, or a source that is too long.
@@ -48,7 +48,7 @@ class Program:
         try:
             tree = sandbox.parse(source)
             self.variables = frozenset(meta.find_undeclared_variables(tree))
-            self.words = _words(tree)
+            self.keys = _keys(tree)
             _mark_literals(tree, mark)
             _Metering().visit(tree)
             tree.set_environment(sandbox)
@@ -79,10 +79,17 @@ class Program:
         return TemplateError(f"{where}{what}"[:400], file=self._file)
 
 
-def _words(tree: nodes.Template) -> frozenset[str]:
-    attributes = {node.attr for node in tree.find_all(nodes.Getattr)}
-    constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-    return frozenset(attributes | constants)
+def _keys(tree: nodes.Template) -> frozenset[object]:
+    keys = set[object]()
+    for node in tree.find_all(nodes.Expr):
+        match node:
+            case nodes.Getattr(attr=name):
+                keys.add(name)
+            case nodes.Getitem(arg=nodes.Const(value=name)):
+                keys.add(name)
+            case nodes.Call(node=nodes.Getattr(attr="get"), args=[nodes.Const(value=name), *_]):
+                keys.add(name)
+    return frozenset(keys)
 
 
 def _mark_literals(tree: nodes.Template, mark: Callable[[str], str]) -> None:

@@ -113,15 +113,15 @@ class ChatTemplate:
         turns, given = _take_tools(check_messages(messages), check_tools(tools))
         name = "tool_use" if given and "tool_use" in self._sources else "default"
         program = self._program(name)
-        if "tool_calls" not in program.words:
+        if "tool_calls" not in program.keys:
             turns = in_glm_roles(turns)
-        if given and "tools" not in program.variables:
-            if "tools" not in program.words:
-                raise TemplateError("takes no tools", file=self._sources[name].file)
+        if given and "tools" in program.keys:
             turns = _put_tools(turns, given)
+        elif given and "tools" not in program.variables:
+            raise TemplateError("takes no tools; leave them out", file=self._sources[name].file)
         inputs = {
             **self._variables,
-            **plain(options or {}, "template options"),
+            **plain(options or {}, "template_options"),
             "messages": turns,
             "tools": given or None,
             "documents": None,
