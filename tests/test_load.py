@@ -136,7 +136,7 @@ TENSORS: dict[str, tuple[str, Edit, list[str]]] = {
     "fused-and-apart": (
         "glm",
         add(f"{LAYER}.self_attn.qkv_proj.weight", 128, 64),
-        [f"{LAYER}.self_attn.qkv_proj.weight"],
+        ["two names", f"{LAYER}.self_attn"],
     ),
     "of-llama": ("glm", rename("gate_up_proj", "gate_proj"), ["model_type", "Llama"]),
     "of-glm4v": ("chatglm", add("transformer.vision.boi", 1, 1, 64), ["GLM-4V"]),

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from makers.folders import Shape
 
 LIMIT = 5e-6
-# Wider than hidden_size / num_heads, as in no published model: nothing may derive one from another.
-BASE = Shape(head_dim=32)
+# Heads wider than hidden_size / num_heads and an eps that shows: nothing may guess either.
+BASE = Shape(head_dim=32, rms_norm_eps=1e-3)
 ORIGINAL_TOKENS = 256  # YaRN's original context: its ramp then crosses the few pairs there are
 
 LAYOUTS = (

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
+from makers.compare import relative_error
 from makers.folders import Shape, make_config, make_weights, to_chatglm, write_tensors
 from makers.matrix import Case
 from makers.vocabulary import stop_ids
@@ -24,15 +25,16 @@ from glm_mlx.load import load_model
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
-_CLASSES = {
+Model = Any  # a transformers.PreTrainedModel; its annotations do not survive a type checker
+_CLASSES: Mapping[str, Any] = {
     "glm": (transformers.GlmConfig, transformers.GlmForCausalLM),
     "glm4": (transformers.Glm4Config, transformers.Glm4ForCausalLM),
 }
 
-transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def write_case(case: Case, folder: Path, *, seed: int = 0) -> transformers.PreTrainedModel:
+def write_case(case: Case, folder: Path, *, seed: int = 0) -> Model:
     """Write the case's model folder and return transformers' model of the same weights.
 
     `glm` and `glm4` folders are what `save_pretrained` writes; the legacy spelling changes the
@@ -58,9 +60,7 @@ def write_case(case: Case, folder: Path, *, seed: int = 0) -> transformers.PreTr
     return _build(family, replace(shape, yarn=case.caller_yarn or shape.yarn), weights)
 
 
-def _build(
-    family: str, shape: Shape, weights: Mapping[str, npt.NDArray[np.float32]]
-) -> transformers.PreTrainedModel:
+def _build(family: str, shape: Shape, weights: Mapping[str, npt.NDArray[np.float32]]) -> Model:
     config_class, model_class = _CLASSES[family]
     keys = make_config(family, shape, spelling="parameters")
     del keys["model_type"], keys["architectures"], keys["torch_dtype"]
@@ -75,9 +75,7 @@ def make_ids(rows: int, tokens: int, *, seed: int = 0) -> Ids:
     return np.random.default_rng(seed).integers(3, stop_ids()[0], (rows, tokens))
 
 
-def their_logits(
-    model: transformers.PreTrainedModel, ids: Ids, **arrays: npt.NDArray[Any]
-) -> Logits:
+def their_logits(model: Model, ids: Ids, **arrays: npt.NDArray[Any]) -> Logits:
     """Return transformers' logits `(B, L, V)`; arrays go to its forward by name."""
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     with torch.no_grad():
@@ -85,7 +83,7 @@ def their_logits(
     return logits
 
 
-def their_greedy(model: transformers.PreTrainedModel, ids: Ids, *, tokens: int) -> list[int]:
+def their_greedy(model: Model, ids: Ids, *, tokens: int) -> list[int]:
     """Return the ids transformers' `generate` adds, with nothing to stop it."""
     made = model.generate(
         torch.from_numpy(ids),
@@ -96,11 +94,6 @@ def their_greedy(model: transformers.PreTrainedModel, ids: Ids, *, tokens: int) 
     )
     added: list[int] = made[0, ids.shape[1] :].tolist()
     return added
-
-
-def relative_error(ours: mx.array, theirs: Logits) -> float:
-    """Return max|ours - theirs| / max|theirs|."""
-    return float(np.abs(np.array(ours) - theirs).max() / np.abs(theirs).max())
 
 
 def measure(case: Case, folder: Path, *, seed: int = 0) -> float:

@@ -98,12 +98,12 @@ def test_positions_count_from_the_first_real_token() -> None:
 def test_growth_is_geometric(kind: str) -> None:
     cache, (keys, values) = KINDS[kind](), entries(1)
     sizes = []
-    for _ in range(20_000):
+    for _ in range(6000):
         cache.update_and_fetch(keys, values)
         sizes.append(cache.nbytes)
         mx.eval(cache.state)
     copied = [before for before, after in itertools.pairwise(sizes) if after != before]
-    assert len(copied) <= 16  # log(20,000 / 256) / log(1.5), with a little for rounding
+    assert len(copied) <= 10  # log(6000 / 256) / log(1.5), and one or two for rounding
     assert sum(copied) <= 3 * sizes[-1]
 
 
@@ -138,9 +138,11 @@ def test_mask(held: int, tokens: int) -> None:
     assert cache.make_mask(tokens) == (None if tokens == 1 else "causal")
     for window in (None, 2):
         mask = cache.make_mask(5, return_array=True, window_size=window)
-        for query, row in enumerate(mask.tolist(), start=held):
+        assert isinstance(mask, mx.array)
+        for query in range(held, held + 5):
             oldest = 0 if window is None else query - window + 1
-            assert row == [oldest <= key <= query for key in range(held + 5)]
+            visible = [oldest <= key <= query for key in range(held + 5)]
+            assert mask[query - held].tolist() == visible
 
 
 def test_mask_of_padded_rows() -> None:
@@ -148,6 +150,7 @@ def test_mask_of_padded_rows() -> None:
     cache.update_and_fetch(*entries(4))
     mask = cache.make_mask(2)
     assert mask.shape == (2, 1, 2, 6)
-    for row, padding in zip(mask.tolist(), (0, 3), strict=True):
-        for query, keys in enumerate(row[0], start=4):
-            assert keys == [padding <= key <= query for key in range(6)]
+    for row, padding in enumerate((0, 3)):
+        for query in (4, 5):
+            visible = [padding <= key <= query for key in range(6)]
+            assert mask[row, 0, query - 4].tolist() == visible

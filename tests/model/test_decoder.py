@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers.compare import relative_error
 from makers.folders import DIALECTS, FolderMaker
 
 from glm_mlx.load import load_model
 from glm_mlx.model.decoder import Decoder
 
 LIMIT = 1e-5
-TOKENS = 600  # past two growths of the cache
+TOKENS = 280  # past a growth of the cache
 YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
 VARIANTS: dict[str, dict[str, Any]] = {
     "chatglm": {"dialect": "chatglm"},
@@ -41,12 +42,6 @@ def random_ids(rows: int, tokens: int, seed: int = 0) -> mx.array:
     return mx.array(np.random.default_rng(seed).integers(0, 352, (rows, tokens)))
 
 
-def error(result: mx.array, expected: mx.array) -> float:
-    """Return max|result - expected| / max|expected|."""
-    assert result.shape == expected.shape
-    return float((mx.abs(result - expected).max() / mx.abs(expected).max()).item())
-
-
 def in_chunks(decoder: Decoder, ids: mx.array, cuts: Iterable[int], cache: Any) -> mx.array:
     """Return the logits of `ids`, passed through the cache in pieces that end at `cuts`."""
     edges = [0, *cuts, ids.shape[1]]
@@ -58,20 +53,22 @@ def in_chunks(decoder: Decoder, ids: mx.array, cuts: Iterable[int], cache: Any) 
 def test_cached_decode_equals_full_forward(variant: str, load: Loader) -> None:
     decoder, ids = load(variant), random_ids(2, TOKENS)
     one_by_one = in_chunks(decoder, ids, range(1, TOKENS), decoder.make_cache())
-    assert error(one_by_one, decoder(ids)) <= LIMIT
+    assert relative_error(one_by_one, decoder(ids)) <= LIMIT
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @given(cuts=st.lists(st.integers(1, TOKENS - 1), max_size=12).map(sorted))
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 def test_chunked_prefill_equals_one_shot(variant: str, load: Loader, cuts: list[int]) -> None:
     decoder, ids = load(variant), random_ids(1, TOKENS)
-    assert error(in_chunks(decoder, ids, cuts, decoder.make_cache()), decoder(ids)) <= LIMIT
+    assert (
+        relative_error(in_chunks(decoder, ids, cuts, decoder.make_cache()), decoder(ids)) <= LIMIT
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @given(lengths=st.lists(st.integers(1, 90), min_size=2, max_size=5), chunk=st.integers(1, 90))
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 def test_left_padded_rows_equal_single_rows(
     variant: str, load: Loader, lengths: list[int], chunk: int
 ) -> None:
@@ -83,29 +80,29 @@ def test_left_padded_rows_equal_single_rows(
     together = in_chunks(decoder, ids, cuts, decoder.make_cache(left_padding=padding))
     for row, start in enumerate(padding):
         alone = decoder(ids[row : row + 1, start:])
-        assert error(together[row : row + 1, start:], alone) <= LIMIT
+        assert relative_error(together[row : row + 1, start:], alone) <= LIMIT
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_of_a_batch_do_not_see_each_other(variant: str, load: Loader) -> None:
     decoder, ids = load(variant), random_ids(3, 40)
     alone = mx.concatenate([decoder(ids[row : row + 1]) for row in range(3)])
-    assert error(decoder(ids), alone) <= LIMIT
+    assert relative_error(decoder(ids), alone) <= LIMIT
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_token_does_not_see_the_next(variant: str, load: Loader) -> None:
     decoder, ids = load(variant), random_ids(1, 40)
     other = mx.concatenate([ids[:, :25], random_ids(1, 15, seed=1)], axis=1)
-    assert error(decoder(other)[:, :25], decoder(ids)[:, :25]) <= 1e-6
-    assert error(decoder(other)[:, 25:], decoder(ids)[:, 25:]) > 0.1
+    assert relative_error(decoder(other)[:, :25], decoder(ids)[:, :25]) <= 1e-6
+    assert relative_error(decoder(other)[:, 25:], decoder(ids)[:, 25:]) > 0.1
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_head_of_backbone_is_the_whole(variant: str, load: Loader) -> None:
     decoder, ids = load(variant), random_ids(2, 30)
     last = decoder.head(decoder.model(ids)[:, -1:])
-    assert error(last, decoder(ids)[:, -1:]) <= LIMIT
+    assert relative_error(last, decoder(ids)[:, -1:]) <= LIMIT
 
 
 def test_capacity_changes_nothing_but_memory(load: Loader) -> None:
@@ -138,7 +135,7 @@ def test_dtype_of_the_weights_is_kept(
     exact, _ = load_model(make_folder(dialect, yarn=YARN))
     logits, ids = decoder(random_ids(1, 9), cache=cache), random_ids(1, 9)
     assert logits.dtype == cache[0].state[0].dtype == dtype
-    assert error(logits.astype(mx.float32), exact(ids)) <= 0.05
+    assert relative_error(logits.astype(mx.float32), exact(ids)) <= 0.05
 
 
 @pytest.mark.parametrize("rope", [{"rope_theta": 5e6}, {"rope_type": "yarn", **YARN}], ids=str)

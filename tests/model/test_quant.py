@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from makers.compare import relative_error
 from makers.folders import DIALECTS, FolderMaker, Tensors
 
 from glm_mlx.load import load_model
@@ -52,16 +53,12 @@ def logits(folder: Path, **options: Any) -> mx.array:
     return load_model(folder, **options)[0](IDS)
 
 
-def error(result: mx.array, expected: mx.array) -> float:
-    return float((mx.abs(result - expected).max() / mx.abs(expected).max()).item())
-
-
 @every_dialect
 @every_mode
 def test_equals_its_dequantized_twin(dialect: str, mode: str, make_folder: FolderMaker) -> None:
     packed = make_folder(dialect, quantize=MODES[mode])
     plain = make_folder(dialect, edit_tensors=dequantize(MODES[mode]))
-    assert error(logits(packed), logits(plain)) <= 1e-5
+    assert relative_error(logits(packed), logits(plain)) <= 1e-5
 
 
 @every_dialect
@@ -84,7 +81,7 @@ def test_fusing_plain_weights_keeps_the_rows(dialect: str, make_folder: FolderMa
         for kind in ("weight", "bias"):
             rows = [three.self_attn[f"{part}_proj"][kind] for part in "qkv"]
             assert mx.array_equal(one.self_attn.qkv_proj[kind], mx.concatenate(rows))
-    assert error(fused(IDS), apart(IDS)) <= 1e-5
+    assert relative_error(fused(IDS), apart(IDS)) <= 1e-5
 
 
 @pytest.mark.parametrize("dialect", ["glm", "glm4"])
@@ -98,13 +95,13 @@ def test_per_path_overrides(dialect: str, bias: bool, make_folder: FolderMaker) 
     assert [second[f"{part}_proj"].bits for part in "qkv"] == [8, 4, 8]
     assert isinstance(decoder.lm_head, nn.Linear)
     plain = make_folder(dialect, bias=bias, edit_tensors=dequantize(MODES["affine4"], MIXED))
-    assert error(decoder(IDS), logits(plain)) <= 1e-5
+    assert relative_error(decoder(IDS), logits(plain)) <= 1e-5
 
 
 def test_tied_embeddings(make_folder: FolderMaker) -> None:
     packed = make_folder("glm", tied=True, quantize=MODES["affine4"])
     plain = make_folder("glm", tied=True, edit_tensors=dequantize(MODES["affine4"]))
-    assert error(logits(packed), logits(plain)) <= 1e-5
+    assert relative_error(logits(packed), logits(plain)) <= 1e-5
 
 
 @every_mode
@@ -112,7 +109,7 @@ def test_quantized_cache_steps_equal_full_forward(mode: str, make_folder: Folder
     decoder, _ = load_model(make_folder("glm4", quantize=MODES[mode]))
     cache = decoder.make_cache()
     steps = [decoder(IDS[:, i : i + 1], cache) for i in range(IDS.shape[1])]
-    assert error(mx.concatenate(steps, axis=1), decoder(IDS)) <= 1e-5
+    assert relative_error(mx.concatenate(steps, axis=1), decoder(IDS)) <= 1e-5
 
 
 def test_unlike_modules_are_not_joined() -> None:
