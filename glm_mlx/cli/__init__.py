@@ -27,6 +27,7 @@ _COMMANDS = {
     "info": "Describe a model folder and check it.",
     "doctor": "Check that this machine can run models.",
 }
+_NAME = "glm-mlx"
 _INTERNAL, _USAGE, _OUTPUT_CLOSED = 1, 2, 141
 
 
@@ -57,6 +58,7 @@ class Program(click.Group):
     ) -> Any:
         """Run one command line and exit; see `click.Group.main` for the parameters."""
         if not standalone_mode or "_GLM_MLX_COMPLETE" in os.environ:
+            prog_name = prog_name or _NAME
             return super().main(args, prog_name, complete_var, standalone_mode, **extra)
         with terminal.prepared():
             code = self._run(sys.argv[1:] if args is None else list(args))
@@ -66,7 +68,7 @@ class Program(click.Group):
         """Run one command line and return its exit code, its error printed as one line."""
         state = {"debug": False}
         try:
-            with self.make_context("glm-mlx", args or ["--help"], obj=state) as context:
+            with self.make_context(_NAME, args or ["--help"], obj=state) as context:
                 self.invoke(context)
             terminal.flush()
         except click.exceptions.Exit as stop:
@@ -87,9 +89,8 @@ def _report(error: Exception, *, debug: bool) -> int:
         traceback.print_exception(error)
     match error:
         case click.UsageError():
-            context = error.ctx
-            where = f" (see {context.command_path} --help)" if context else ""
-            terminal.say("error", error.format_message().rstrip(".") + where)
+            command = error.ctx.command_path if error.ctx else _NAME
+            terminal.say("error", f"{error.format_message().rstrip('.')} (see {command} --help)")
             return _USAGE
         case GLMError():
             terminal.say("error", str(error))

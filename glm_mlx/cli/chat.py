@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -174,6 +175,6 @@ class Session:
 
 
 def _file(argument: str) -> Path:
-    if not argument:
+    if not argument or "\0" in argument:
         raise OptionError("give a file name, such as /save talk.json")
-    return Path(argument).expanduser()
+    return Path(os.path.expanduser(argument))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
-from glm_mlx.errors import InputFileError
+from glm_mlx.errors import InputFileError, ResourceError
 from glm_mlx.jsonfile import read_json_object
 
 Message = dict[str, str]
@@ -45,6 +46,7 @@ class Conversation:
 
         Raises:
             InputFileError: `file` is there and is no saved conversation, or cannot be written.
+            ResourceError: the disk is full.
         """
         if os.path.lexists(file):
             try:
@@ -58,7 +60,8 @@ class Conversation:
         try:
             _replace(file, f"{text}\n".encode())
         except OSError as error:
-            raise InputFileError(f"cannot be written: {error.strerror}", file=file) from error
+            kind = ResourceError if error.errno == errno.ENOSPC else InputFileError
+            raise kind(f"cannot be written: {error.strerror}", file=file) from error
 
     @classmethod
     def load(cls, file: Path) -> Conversation:

@@ -34,9 +34,9 @@ class Finding:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.option("--json", is_flag=True, help="Print a JSON object.")
 @debug_option
-def doctor(as_json: bool) -> None:
+def doctor(json: bool) -> None:
     """Check that this machine can run models.
 
     Exits with 1 if something is broken.
@@ -45,10 +45,10 @@ def doctor(as_json: bool) -> None:
     for look in (_python, _packages, _device, _memory, _hub_cache, _reply):
         for finding in look():
             findings.append(finding)
-            if not as_json:
+            if not json:
                 terminal.emit(f"{finding.status:<5} {finding.name:<16} {finding.text}\n")
     healthy = all(finding.status != "fail" for finding in findings)
-    if as_json:
+    if json:
         checks = [asdict(finding) for finding in findings]
         terminal.emit_json({"healthy": healthy, "checks": checks})
     if not healthy:

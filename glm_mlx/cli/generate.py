@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option(
     "--chat-template-config", type=json_object, metavar="JSON", help="Options of the chat template."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object with ids and figures.")
+@click.option("--json", is_flag=True, help="Print a JSON object with ids and figures.")
 @click.option(
     "--stream/--no-stream",
     default=None,
@@ -73,7 +73,7 @@ def generate(
     tools: Path | None,
     ignore_chat_template: bool,
     chat_template_config: dict[str, Any] | None,
-    as_json: bool,
+    json: bool,
     stream: bool | None,
     verbose: bool | None,
 ) -> None:
@@ -98,8 +98,8 @@ def generate(
         if not ignore_chat_template and _takes_messages(glm, choice, system_prompt or tools):
             system = [{"role": "system", "content": system_prompt}] if system_prompt else []
             asked = [*system, {"role": "user", "content": said}]
-        streaming = stream if stream is not None else not as_json
-        reason = _answer(glm, asked, options, streaming=streaming, as_json=as_json, verbose=verbose)
+        streaming = stream if stream is not None else not json
+        reason = _answer(glm, asked, options, streaming=streaming, as_json=json, verbose=verbose)
     if reason == "cancelled":
         raise click.exceptions.Exit(terminal.INTERRUPTED)
 
@@ -121,14 +121,13 @@ def _read_tools(file: Path) -> list[Any]:
 
 
 def _takes_messages(glm: GLM, choice: ModelChoice, needed: object) -> bool:
-    """Whether the model has a chat template; without one, say what happens instead."""
-    if glm.tokenizer.has_chat_template:
-        return True
-    found = f"{choice.label} has no chat template (a base model?)"
-    if needed:
-        raise OptionError(f"{found}, which --system-prompt and --tools need")
-    terminal.say("warning", f"{found}, so the prompt is completed as raw text")
-    return False
+    """Whether the model has a chat template; loading one without has given a warning."""
+    if needed and not glm.tokenizer.has_chat_template:
+        raise OptionError(
+            f"{choice.label} has no chat template (a base model?), "
+            "which --system-prompt and --tools need"
+        )
+    return glm.tokenizer.has_chat_template
 
 
 def _answer(

@@ -11,11 +11,13 @@ import click
 
 from glm_mlx.cli import terminal
 from glm_mlx.cli.options import ModelChoice, debug_option, model_options
-from glm_mlx.errors import NumericError
+from glm_mlx.errors import NumericError, TokenizerError
+from glm_mlx.jsonfile import read_json_object
 
 if TYPE_CHECKING:
     from glm_mlx.checkpoint import Checkpoint
     from glm_mlx.config import ModelConfig
+    from glm_mlx.text import Tokenizer
 
 _KEY_AND_VALUE = 2
 _DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -24,9 +26,9 @@ _DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 @click.command()
 @model_options
 @click.option("--check", is_flag=True, help="Read all weights: checksums, NaN, infinity.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.option("--json", is_flag=True, help="Print a JSON object.")
 @debug_option
-def info(choice: ModelChoice, check: bool, as_json: bool) -> None:
+def info(choice: ModelChoice, check: bool, json: bool) -> None:
     """Describe a model folder and check it.
 
     Headers, index, config and tokenizer are checked against each other; weights are read only
@@ -42,7 +44,7 @@ def info(choice: ModelChoice, check: bool, as_json: bool) -> None:
         progress = terminal.Progress("reading the weights", "bytes")
         findings = checkpoint.check_data(on_progress=progress)
         facts["check"] = findings or "every value is finite"
-    if as_json:
+    if json:
         terminal.emit_json(facts)
     else:
         terminal.emit("".join(f"{name:<14}{value}\n" for name, value in _lines(facts).items()))
@@ -78,9 +80,21 @@ def _facts(choice: ModelChoice, folder: Path, checkpoint: Checkpoint) -> dict[st
         "kv_bytes_full_context": kv_bytes * config.max_position_embeddings,
         "special_ids": dict(tokenizer.special_ids),
         "stop_ids": sorted(tokenizer.stop_ids | set(config.eos_token_ids)),
-        "chat_template": tokenizer.template_source,
+        "chat_template": _template(folder, config, tokenizer),
         "sampling": asdict(read_generation_config(folder)),
     }
+
+
+def _template(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
+    """Where the chat template comes from."""
+    from glm_mlx.text.template import find_sources
+
+    file = folder / "tokenizer_config.json"
+    settings = read_json_object(file, error=TokenizerError) if file.is_file() else {}
+    sources = find_sources(
+        folder, settings, family=config.family, specials=tokenizer.special_ids.keys()
+    )
+    return ", ".join(sorted({str(source.file) for source in sources.values()})) or None
 
 
 def _quantization(config: ModelConfig) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 from glm_mlx.cli.terminal import is_terminal
 from glm_mlx.errors import OptionError
@@ -34,16 +35,16 @@ def read_entry() -> str:
         EOFError: there is nothing more.
         OptionError: a line is not UTF-8.
     """
-    line = _read_line(">>> ")
-    if line.startswith(_BLOCK):
-        lines = [line.removeprefix(_BLOCK)]
-        while not lines[-1].endswith(_BLOCK):
+    lines = [_read_line(">>> ")]
+    with suppress(EOFError):  # the end of stdin ends an entry too
+        if lines[0].startswith(_BLOCK):
+            lines[0] = lines[0].removeprefix(_BLOCK)
+            while not lines[-1].endswith(_BLOCK):
+                lines.append(_read_line("... "))
+            return "\n".join(lines).removesuffix(_BLOCK).strip("\n")
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1].removesuffix("\\")
             lines.append(_read_line("... "))
-        return "\n".join(lines).removesuffix(_BLOCK).strip("\n")
-    lines = [line]
-    while lines[-1].endswith("\\"):
-        lines[-1] = lines[-1].removesuffix("\\")
-        lines.append(_read_line("... "))
     return "\n".join(lines)
 
 
