@@ -101,7 +101,7 @@ def worker_thread() -> None:
 
 
 def worker_thread_outlives_main() -> None:
-    threading.Thread(target=generate, args=(300,)).start()
+    threading.Thread(target=generate, args=(100,)).start()
 
 
 def daemon_thread_still_reading() -> None:
@@ -166,7 +166,7 @@ def executor() -> None:
 def executor_working_at_exit() -> None:
     globals()["pool"] = pool = ThreadPoolExecutor()
     model = Model()
-    pool.submit(lambda: list(model.read(300)))
+    pool.submit(lambda: list(model.read(100)))
 
 
 def cancelled_in_prefill() -> None:

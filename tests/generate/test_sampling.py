@@ -18,7 +18,7 @@ VOCAB = 5000  # wider than the partial sort
 Floats = npt.NDArray[np.float64]
 RANDOM = np.random.default_rng(0)
 RANKS = np.arange(VOCAB)
-LOGITS: dict[str, npt.NDArray[np.float32]] = {
+LOGITS: dict[str, npt.NDArray[Any]] = {
     "peaked": RANDOM.normal(size=VOCAB).astype(np.float32) * 6,
     "plain": RANDOM.normal(size=VOCAB).astype(np.float32) * 2,
     "flat": RANDOM.normal(size=VOCAB).astype(np.float32) * 0.05,
@@ -113,8 +113,8 @@ def test_no_penalty_counts_nothing() -> None:
 def test_draws_follow_the_distribution() -> None:
     logits = mx.log(mx.array([0.5, 0.3, 0.15, 0.05]))
     one = sampler(vocab_size=4)
-    drawn = np.bincount([one.draw(logits, step).read() or 0 for step in range(4000)], minlength=4)
-    expected = 4000 * np.array([0.5, 0.3, 0.15, 0.05])
+    drawn = np.bincount([one.draw(logits, step).read() or 0 for step in range(1500)], minlength=4)
+    expected = 1500 * np.array([0.5, 0.3, 0.15, 0.05])
     assert ((drawn - expected) ** 2 / expected).sum() < 16.27  # chi-square, 3 degrees, p = 0.001
 
 
