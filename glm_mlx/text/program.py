@@ -75,7 +75,7 @@ class Program:
         if isinstance(error, TemplateSyntaxError):
             lines.append(error.lineno)
         where = f"line {lines[-1]}: " if lines else ""
-        what = (str(error) or type(error).__name__).replace("\n", " ")
+        what = " ".join(str(error).split()) or type(error).__name__
         return TemplateError(f"{where}{what}"[:400], file=self._file)
 
 

@@ -74,8 +74,10 @@ def _from_tokenizer_json(file: Path, settings: Mapping[str, object]) -> Vocabula
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if options.get(key):
             raise TokenizerError(f"model.{key} is set, which byte-level BPE never does", file=file)
-    listed = data.get("added_tokens") or []
-    added = _by_id(listed if isinstance(listed, list) else [listed], file)
+    listed = data.get("added_tokens", [])
+    if not isinstance(listed, list):
+        raise TokenizerError("added_tokens is not a list", file=file)
+    added = _by_id(listed, file)
     texts = {token.text for token in added.values()}
     for token in _added_tokens(settings).values():
         if token.text not in texts:
@@ -91,7 +93,8 @@ def _from_tokenizer_json(file: Path, settings: Mapping[str, object]) -> Vocabula
         bpe = models.BPE(tokens, merges, ignore_merges=bool(options.get("ignore_merges")))
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(shell | {"model": empty}))
     except Exception as error:  # the Rust side raises nothing narrower
-        raise TokenizerError(f"cannot be used: {error}; download it again", file=file) from error
+        reason = " ".join(str(error).split())[:200]
+        raise TokenizerError(f"cannot be used: {reason}; download it again", file=file) from error
     tokenizer.model = bpe
     return _vocabulary(tokenizer, tokens, added, file)
 
@@ -178,5 +181,5 @@ def _by_id(entries: list[object], file: object) -> dict[int, AddedToken]:
                 problem = "repeats an id or a text"
             case _:
                 problem = "lacks a usable id, content or special"
-        raise TokenizerError(f"added token {entry!s:.80} {problem}", file=file)
+        raise TokenizerError(f"added token {entry!r:.80} {problem}", file=file)
     return added
