@@ -2,7 +2,7 @@
 
     python tests/bench/exit_matrix.py [--count N] [--only NAME]
 
-Each run is a process of its own with a tiny random model. A scenario passes if every run ends with
+Each run is a process of its own with the embedded model. A scenario passes if every run ends with
 the code it should: no abort, no hang, and no complaint on stderr where nothing should go wrong.
 """
 
@@ -21,61 +21,28 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from glm_mlx.errors import GLMError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import glm_mlx
 
 TIMEOUT_SECONDS = 60
-PROMPT = [i % 300 for i in range(400)]
+PROMPT = "One two three four. " * 40
+KEPT: list[object] = []  # what lives until the interpreter takes the module apart
 
 
-class Model:
-    """A two-layer model of random weights behind an owner."""
+def asked(glm: glm_mlx.GLM, tokens: int) -> dict[str, Any]:
+    """Options for a reply of this many tokens; 3,000 would take half a minute."""
+    never = dict.fromkeys(glm.tokenizer.stop_ids, -1e9)
+    return {"max_tokens": tokens, "logit_bias": never, "prefill_step_size": 64}
 
-    def __init__(self) -> None:
-        from glm_mlx.generate.owner import Owner
 
-        self.owner = Owner()
-        self.decoder = self.owner.run(self._build)
-
-    @staticmethod
-    def _build() -> Any:
-        import mlx.core as mx
-        from makers.folders import Shape, make_config
-
-        from glm_mlx.config import parse_config
-        from glm_mlx.model.decoder import Decoder
-
-        mx.random.seed(0)
-        decoder = Decoder(parse_config(make_config("glm4", Shape())))
-        mx.eval(decoder.parameters())
-        return decoder
-
-    def job(self, tokens: int, prompt: list[int] | None = None, **options: Any) -> Any:
-        """A function that starts a reply of this many tokens."""
-        from glm_mlx.generate.engine import Generation
-        from glm_mlx.generate.sampling import Sampling
-        from glm_mlx.generate.stream import stream_text
-        from glm_mlx.text.detokenizer import Detokenizer
-
-        return lambda: stream_text(
-            Generation(
-                self.decoder, prompt or PROMPT, Sampling(), max_tokens=tokens, prefill_step_size=64
-            ),
-            Detokenizer(lambda id: bytes([id % 128])),
-            **options,
-        )
-
-    def read(self, tokens: int, **options: Any) -> Any:
-        return self.owner.stream(self.job(tokens, **options))
+def read(glm: glm_mlx.GLM, tokens: int, **options: Any) -> Any:
+    return glm.stream(PROMPT, **asked(glm, tokens), **options)
 
 
 def generate(tokens: int = 20) -> None:
-    for _ in Model().read(tokens):
-        pass
+    glm = glm_mlx.load()
+    assert len(glm.generate(PROMPT, **asked(glm, tokens)).token_ids) == tokens
 
 
 def main_thread() -> None:
@@ -83,15 +50,15 @@ def main_thread() -> None:
 
 
 def main_thread_closed() -> None:
-    model = Model()
-    list(model.read(20))
-    model.owner.close()
+    with glm_mlx.load() as glm:
+        list(read(glm, 20))
 
 
 def kept_to_the_end() -> None:
-    globals()["kept"] = model = Model()
-    globals()["reply"] = reply = model.read(3000)
+    glm = glm_mlx.load()
+    reply = read(glm, 3000)
     next(reply)
+    KEPT.extend([glm, reply])
 
 
 def worker_thread() -> None:
@@ -101,33 +68,33 @@ def worker_thread() -> None:
 
 
 def worker_thread_outlives_main() -> None:
-    threading.Thread(target=generate, args=(100,)).start()
+    threading.Thread(target=generate, args=(50,)).start()
 
 
 def daemon_thread_still_reading() -> None:
     reading = threading.Event()
 
-    def read() -> None:
-        with contextlib.suppress(GLMError):  # the model is closed beneath it
-            for _ in Model().read(3000):
+    def work() -> None:
+        with contextlib.suppress(glm_mlx.ClosedError):  # the model is closed beneath it
+            for _ in read(glm_mlx.load(), 3000):
                 reading.set()
 
-    threading.Thread(target=read, daemon=True).start()
+    threading.Thread(target=work, daemon=True).start()
     reading.wait()
 
 
 def opened_in_a_thread_used_in_main() -> None:
-    models: list[Model] = []
-    thread = threading.Thread(target=lambda: models.append(Model()))
+    opened: list[glm_mlx.GLM] = []
+    thread = threading.Thread(target=lambda: opened.append(glm_mlx.load()))
     thread.start()
     thread.join()
-    list(models[0].read(20))
+    list(read(opened[0], 20))
 
 
 def with_asyncio() -> None:
     async def main() -> None:
-        model = Model()
-        async for _ in model.owner.astream(model.job(20)):
+        glm = glm_mlx.load()
+        async for _ in glm.astream(PROMPT, **asked(glm, 20)):
             pass
 
     asyncio.run(main())
@@ -135,13 +102,13 @@ def with_asyncio() -> None:
 
 def asyncio_cancelled() -> None:
     async def main() -> None:
-        model = Model()
+        glm = glm_mlx.load()
 
-        async def read() -> None:
-            async for _ in model.owner.astream(model.job(3000)):
+        async def work() -> None:
+            async for _ in glm.astream(PROMPT, **asked(glm, 3000)):
                 pass
 
-        task = asyncio.create_task(read())
+        task = asyncio.create_task(work())
         await asyncio.sleep(0.1)
         task.cancel()
 
@@ -150,8 +117,8 @@ def asyncio_cancelled() -> None:
 
 def asyncio_left_in_the_middle() -> None:
     async def main() -> None:
-        model = Model()
-        async for _ in model.owner.astream(model.job(3000)):
+        glm = glm_mlx.load()
+        async for _ in glm.astream(PROMPT, **asked(glm, 3000)):
             break
 
     asyncio.run(main())
@@ -164,9 +131,10 @@ def executor() -> None:
 
 
 def executor_working_at_exit() -> None:
-    globals()["pool"] = pool = ThreadPoolExecutor()
-    model = Model()
-    pool.submit(lambda: list(model.read(100)))
+    glm = glm_mlx.load()
+    pool = ThreadPoolExecutor()
+    pool.submit(lambda: list(read(glm, 50)))
+    KEPT.append(pool)
 
 
 def cancelled_in_prefill() -> None:
@@ -176,36 +144,39 @@ def cancelled_in_prefill() -> None:
         if done:
             cancel.set()
 
-    (last,) = Model().read(3000, cancel=cancel, on_prefill=on_prefill)
+    (last,) = read(glm_mlx.load(), 3000, cancel=cancel, on_prefill=on_prefill)
     assert last.finish_reason == "cancelled"
     assert last.usage.completion_tokens == 0
 
 
 def cancelled_in_decode() -> None:
-    reply = Model().read(3000)
+    reply = read(glm_mlx.load(), 3000)
     next(reply)
     reply.close()
 
 
-def busy_at_exit() -> None:
-    model = Model()
-    threading.Thread(target=lambda: model.owner.run(lambda: time.sleep(0.3)), daemon=True).start()
+def loading_at_exit() -> None:
+    def work() -> None:
+        with contextlib.suppress(glm_mlx.ClosedError):
+            glm_mlx.load()
+
+    threading.Thread(target=work, daemon=True).start()
     time.sleep(0.05)
 
 
 def sys_exit() -> None:
-    next(Model().read(3000))
+    next(read(glm_mlx.load(), 3000))
     sys.exit(7)
 
 
 def exception() -> None:
-    reply = Model().read(3000)
+    reply = read(glm_mlx.load(), 3000)
     next(reply)
     raise RuntimeError("expected")
 
 
 def interrupted() -> None:
-    reply = Model().read(3500)
+    reply = read(glm_mlx.load(), 3000)
     next(reply)
     threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
     for _ in reply:
@@ -217,8 +188,7 @@ def interrupted_in_prefill() -> None:
         if done == 64:
             os.kill(os.getpid(), signal.SIGINT)
 
-    for _ in Model().read(500, prompt=PROMPT * 8, on_prefill=on_prefill):
-        pass
+    list(read(glm_mlx.load(), 3000, on_prefill=on_prefill))
 
 
 # What a process does, and the exit code it should have; a negative one is a signal's.
@@ -237,7 +207,7 @@ SCENARIOS: dict[Callable[[], None], int] = {
     executor_working_at_exit: 0,
     cancelled_in_prefill: 0,
     cancelled_in_decode: 0,
-    busy_at_exit: 0,
+    loading_at_exit: 0,
     sys_exit: 7,
     exception: 1,
     interrupted: -2,  # SIGINT
