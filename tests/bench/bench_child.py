@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from makers.folders import write_folder
 
 WARM_UP_TOKENS = 3
+SHORT_TOKENS = 8
 PREFIX_TOKENS = 2  # [gMASK]<sop>
 PRINTABLE_IDS = 94  # ranks 0..93 of the made vocabulary are the bytes `!`..`~`
 
@@ -59,6 +60,7 @@ def ours(folder: Path) -> Engine:
 
 def theirs(folder: Path) -> Engine:
     import mlx_lm
+    from mlx_lm.generate import generation_stream
     from mlx_lm.models.cache import make_prompt_cache
 
     model, tokenizer = mlx_lm.load(str(folder))
@@ -67,6 +69,7 @@ def theirs(folder: Path) -> Engine:
         ids = tokenizer.encode(prompt)
         for response in mlx_lm.stream_generate(model, tokenizer, ids, max_tokens=tokens):
             yield response.token
+        mx.synchronize(generation_stream)  # the step it queued beyond the last token
 
     return model, lambda: make_prompt_cache(model), stream
 
@@ -75,24 +78,29 @@ ENGINES = {"ours": ours, "mlx_lm": theirs}
 
 
 def measure_speed(engine: Engine, prompt_tokens: int, tokens: int) -> dict[str, object]:
-    """Return CPU and wall seconds a token, prefill (to the first token) and decode (the rest)."""
+    """Return CPU and wall seconds a token of prefill and of decode.
+
+    Each is the difference of two whole requests, so that what a request costs by itself cancels,
+    and so does the step that an engine queues ahead and may throw away.
+    """
     _, _, stream = engine
-    list(stream("xy", WARM_UP_TOKENS))
-    prompt = "x" * (prompt_tokens - PREFIX_TOKENS)
-    clocks = time.process_time, time.perf_counter
-    start = [clock() for clock in clocks]
-    ids = stream(prompt, tokens)
-    found = [next(ids)]
-    first = [clock() for clock in clocks]
-    found += ids
-    last = [clock() for clock in clocks]
-    assert len(found) == tokens, f"{len(found)} of {tokens} tokens came"
+
+    def request(letter: str, prompt_tokens: int, tokens: int) -> tuple[float, float, list[int]]:
+        cpu, wall = time.process_time(), time.perf_counter()
+        ids = list(stream(letter * (prompt_tokens - PREFIX_TOKENS), tokens))
+        assert len(ids) == tokens, f"{len(ids)} of {tokens} tokens came"
+        return time.process_time() - cpu, time.perf_counter() - wall, ids
+
+    request("a", SHORT_TOKENS, WARM_UP_TOKENS)
+    least = request("b", SHORT_TOKENS, 1)
+    asked = request("c", prompt_tokens, 1)
+    answered = request("d", SHORT_TOKENS, tokens)
     return {
-        "prefill_cpu_seconds": (first[0] - start[0]) / prompt_tokens,
-        "decode_cpu_seconds": (last[0] - first[0]) / (tokens - 1),
-        "prefill_wall_seconds": (first[1] - start[1]) / prompt_tokens,
-        "decode_wall_seconds": (last[1] - first[1]) / (tokens - 1),
-        "token_ids": found,
+        "prefill_cpu_seconds": (asked[0] - least[0]) / (prompt_tokens - SHORT_TOKENS),
+        "decode_cpu_seconds": (answered[0] - least[0]) / (tokens - 1),
+        "prefill_wall_seconds": (asked[1] - least[1]) / (prompt_tokens - SHORT_TOKENS),
+        "decode_wall_seconds": (answered[1] - least[1]) / (tokens - 1),
+        "token_ids": least[2] + asked[2] + answered[2],
     }
 
 
