@@ -150,6 +150,7 @@ class Generation:
     def _prefill(self) -> Generator[Event, None, _Step]:
         """Run the prompt, evaluating no logits but the last token's; return the first step."""
         total, done = len(self._prompt_ids), self._cached_tokens
+        self._completion_tokens = 0
         self._trim_to(done)
         yield Prefill(done, total)
         while total - done > self._prefill_step_size:

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from glm_mlx.errors import ClosedError, OptionError
 
-from . import threads
+from .threads import pool
 
 T = TypeVar("T")
 
@@ -40,11 +40,12 @@ class Owner:
         """Take a thread.
 
         Raises:
-            ClosedError: the interpreter is exiting.
+            ClosedError: the interpreter is exiting, or this process was forked from one that had
+                a model open.
         """
         self._pid = os.getpid()
         self._desk = _Desk()
-        threads.lend(self._desk)
+        pool.lend(self._desk)
         weakref.finalize(self, self._desk.stop).atexit = False
 
     def run(self, function: Callable[[], T]) -> T:
@@ -93,8 +94,8 @@ class Owner:
     def _check(self) -> None:
         if self._pid != os.getpid():
             raise ClosedError(
-                "this model was opened before the process forked, and stayed with the parent; "
-                "open it in the child, started with the spawn method"
+                "this model belongs to the process this one was forked from; "
+                "start the process with the spawn method and load the model there"
             )
         if self._desk.stopping:
             raise ClosedError("the model is closed; load it again")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import threading
 from queue import SimpleQueue
 from typing import Protocol
@@ -35,15 +36,6 @@ class Task(Protocol):
         """Make `serve` return; called from any thread, any number of times."""
 
 
-def lend(task: Task) -> None:
-    """Run ``task`` in a thread of its own, one whose last task has finished if there is one.
-
-    Raises:
-        ClosedError: the interpreter is exiting.
-    """
-    _pool.lend(task)
-
-
 class _Thread(threading.Thread):
     """Serves one task after another; None is the last."""
 
@@ -60,7 +52,7 @@ class _Thread(threading.Thread):
                 self.task = task = None
                 gc.collect()  # arrays caught in cycles, while their streams exist
                 mx.clear_cache()
-                _pool.take_back(self)
+                pool.take_back(self)
                 finished.set()
         finally:
             mx.clear_streams()
@@ -73,22 +65,42 @@ class _Thread(threading.Thread):
         self.join()
 
 
-class _Pool:
+class Pool:
+    """All threads of the process that compute; `pool` is the one there is."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._threads: list[_Thread] = []
         self._idle: list[_Thread] = []
+        self._pid = 0  # of the process that started the threads
         self._exiting = False
 
     def lend(self, task: Task) -> None:
+        """Run ``task`` in a thread of its own, one whose last task has finished if there is one.
+
+        Raises:
+            ClosedError: the interpreter is exiting, or this process was forked from one whose
+                threads computed, which MLX does not survive.
+        """
         with self._lock:
             if self._exiting:
                 raise ClosedError("the interpreter is exiting; no model can be opened any more")
             if not self._threads:
-                atexit.register(self.end)
+                self._pid = os.getpid()
+                atexit.register(self._end)
+            if self._pid != os.getpid():
+                raise ClosedError(
+                    "this process was forked from one that had a model open, and would hang; "
+                    "start it with the spawn method"
+                )
             thread = self._idle.pop() if self._idle else self._started()
             thread.task = task
             thread.tasks.put(task)
+
+    def take_back(self, thread: _Thread) -> None:
+        """Let ``thread`` be lent again."""
+        with self._lock:
+            self._idle.append(thread)
 
     def _started(self) -> _Thread:
         thread = _Thread()
@@ -96,17 +108,12 @@ class _Pool:
         self._threads.append(thread)
         return thread
 
-    def take_back(self, thread: _Thread) -> None:
-        with self._lock:
-            self._idle.append(thread)
-
-    def end(self) -> None:
-        """End all threads. In a forked child none of them is alive."""
+    def _end(self) -> None:
         with self._lock:
             self._exiting = True
         for thread in self._threads:
-            if thread.is_alive():
+            if thread.is_alive():  # none is in a forked child
                 thread.end()
 
 
-_pool = _Pool()
+pool = Pool()

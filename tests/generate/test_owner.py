@@ -202,12 +202,14 @@ def test_forked_child_is_refused(owner: Owner) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        try:
-            owner.close()
-            owner.run(lambda: None)
-        except ClosedError as error:
-            os._exit(0 if "fork" in str(error) else 2)
-        os._exit(1)
+        refused = 0
+        owner.close()
+        for use in (Owner, lambda: owner.run(fail), lambda: owner.stream(Counting())):
+            try:
+                use()
+            except ClosedError as error:
+                refused += "fork" in str(error)
+        os._exit(refused - 3)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
