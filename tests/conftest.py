@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import mlx.core as mx
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -17,6 +18,11 @@ from tokenizers import Tokenizer
 
 # On a Mac too: the tolerances are those of fp32. The metal ring chooses its device itself.
 mx.set_default_device(mx.cpu)
+
+
+# A shared machine stalls now and then; the same examples each run, so that red means a change.
+hypothesis.settings.register_profile("ring", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ring")
 
 
 @pytest.fixture(scope="session")
