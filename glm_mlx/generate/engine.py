@@ -148,13 +148,17 @@ class Generation:
             self._trim_to(len(self._prompt_ids) + self._completion_tokens)
 
     def _prefill(self) -> Generator[Event, None, _Step]:
-        """Run the prompt, evaluating no logits but the last token's; return the first step."""
+        """Run the prompt, evaluating no logits but the last token's; return the first step.
+
+        The last token runs alone: of the others only keys and values are then asked for, which
+        spares them the last layer's feed-forward.
+        """
         total, done = len(self._prompt_ids), self._cached_tokens
         self._completion_tokens = 0
         self._trim_to(done)
         yield Prefill(done, total)
-        while total - done > self._prefill_step_size:
-            stop = done + self._prefill_step_size
+        while total - done > 1:
+            stop = min(done + self._prefill_step_size, total - 1)
             self._model.model(mx.array([self._prompt_ids[done:stop]]), cache=self.cache)
             mx.eval([layer.state for layer in self.cache])
             mx.clear_cache()

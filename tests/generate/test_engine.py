@@ -63,6 +63,7 @@ def test_events_in_order(scripted: Any) -> None:
         Prefill(0, 10),
         Prefill(4, 10),
         Prefill(8, 10),
+        Prefill(9, 10),
         Prefill(10, 10),
         Token(10),
         Token(11),
@@ -75,7 +76,7 @@ def test_events_in_order(scripted: Any) -> None:
 def test_nothing_is_computed_beyond_need(scripted: Any) -> None:
     model = scripted.Model()
     list(Generation(model, range(10), GREEDY, max_tokens=3, prefill_step_size=4))
-    assert model.runs == [4, 4, 2, 1, 1]  # no step after the last token
+    assert model.runs == [4, 4, 1, 1, 1, 1]  # the last token alone, no step after the last one
     assert model.logit_rows == [1, 1, 1]  # no logits but of last positions
 
 
