@@ -8,6 +8,7 @@ RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 
 .PHONY: hello test parity slow metal check lint format bench fuzz figures docs clean
+.NOTPARALLEL: # one install at a time, and nothing beside a measurement
 
 hello: $(VENV)/.installed
 	$(VENV)/bin/glm-mlx generate --prompt "Hello"
@@ -41,6 +42,13 @@ bench: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test
 	$(RUN) tests/bench/fuzz_checkpoint.py
 	$(RUN) tests/bench/fuzz_config.py
+
+# Every figure the documents quote, each as JSON; takes most of an hour.
+figures: $(VENV)/.installed-parity fuzz bench
+	$(RUN) tests/bench/stream_exact.py
+	$(RUN) tests/bench/tokenizer_parity.py
+	$(RUN) tests/bench/exit_matrix.py
+	$(RUN) tests/bench/parity_report.py
 
 docs: $(VENV)/.installed-test
 	$(RUN) docs/generate_cli.py
