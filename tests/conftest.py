@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import mlx.core as mx
 import hypothesis
+import mlx.core as mx
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
