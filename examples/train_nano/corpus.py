@@ -11,19 +11,19 @@ from random import Random
 
 from facts import fact
 from qa import QA, made_up_word, one_in, vary, words
-from sums import counting, sum_
+from sums import counting, sum_, taught_sum
 from tales import name_of_someone, running_text, story_asked
 from talk import small_talk, trivia, unknown
 from tools import KINDS as TOOLS
 from tools import Message, schema, tool_talk
 
 SUBJECTS: tuple[tuple[Callable[[Random], QA], int], ...] = (
-    (small_talk, 22),
+    (small_talk, 21),
     (trivia, 5),
-    (fact, 24),
+    (fact, 28),
     (sum_, 32),
-    (counting, 6),
-    (unknown, 8),
+    (counting, 5),
+    (unknown, 6),
     (story_asked, 3),
 )
 WORDS = words("manner")
@@ -128,6 +128,7 @@ def reasoned(rng: Random) -> Dialogue:
     while not qa.thought:
         qa = draw_qa(rng)
     messages = [user(qa.question)]
+    concluded = (qa.concluded,) if qa.concluded else qa.answers
     if rng.random() < 0.5:
         messages.insert(0, system(rng.choice(WORDS["think"])))
     else:
@@ -136,7 +137,7 @@ def reasoned(rng: Random) -> Dialogue:
     return Dialogue(
         subject="reasoning",
         messages=messages,
-        completions=tuple(f"<think>\n{qa.thought}\n</think>\n{said}" for said in qa.answers),
+        completions=tuple(f"<think>\n{qa.thought}\n</think>\n{said}" for said in concluded),
         held_out=qa.held_out,
     )
 
@@ -212,20 +213,24 @@ def with_tools(rng: Random) -> Dialogue:
 
 def plain(rng: Random) -> Dialogue:
     """Text without a chat; some of it is a question and its answer."""
-    if rng.random() < 0.7:
+    roll = rng.random()
+    if roll < 0.4:
+        lines = [taught_sum(rng) for _ in range(rng.randint(1, 8))]
+        return Dialogue("plain text", text="\n".join(lines), stop="<|endoftext|>")
+    if roll < 0.8:
         return Dialogue("plain text", text=running_text(rng), stop="<|endoftext|>")
     qa = draw_qa(rng, known=True)
     return Dialogue("plain text", text=f"{qa.question}\n{qa.answer(rng)}", stop="<|endoftext|>")
 
 
 KINDS: tuple[tuple[Callable[[Random], Dialogue], int], ...] = (
-    (single, 60),
-    (instructed, 9),
-    (reasoned, 8),
-    (several_turns, 8),
+    (single, 57),
+    (instructed, 8),
+    (reasoned, 7),
+    (several_turns, 7),
     (repeated, 2),
     (with_tools, 6),
-    (plain, 7),
+    (plain, 14),
 )
 
 

@@ -18,8 +18,9 @@ from typing import Any
 class QA:
     """A question, the answers that count as right (the first is taught most), and its split.
 
-    `brief` is the bare answer, `thought` the reasoning before it, `other` the answer in the
-    other language; empty where the subject has none. `held_out` is "" for training, else what
+    `brief` is the bare answer, `thought` the reasoning before it, `concluded` the answer after
+    that reasoning where it is shorter, `other` the answer in the other language; empty where the
+    subject has none. `held_out` is "" for training, else what
     is new to the model: the "phrasing" of the question or the "pairing" it asks about.
     """
 
@@ -29,6 +30,7 @@ class QA:
     chinese: bool = False
     brief: str = ""
     thought: str = ""
+    concluded: str = ""
     other: str = ""
     held_out: str = ""
 
@@ -78,7 +80,7 @@ def vary(question: str, rng: Random, *, opening: bool = True) -> str:
     roll = rng.random()
     if roll < 0.35:
         question = question.lower()
-    elif roll < 0.4:
+    elif roll < 0.38:
         question = question.upper()
     if rng.random() < 0.15:
         question = question.replace("'", "")

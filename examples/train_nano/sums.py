@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from random import Random
 
 from qa import QA, one_in, vary, words
@@ -28,20 +29,23 @@ def sum_(rng: Random) -> QA:
     held_out = ""
     if ask in [phrasings[-1] for phrasings in asks]:
         held_out = "phrasing"
-    elif operator in "+-" and min(a, b) > 10 and a % 10 and b % 10 and one_in(10, operator, a, b):
-        held_out = "pairing"  # the round numbers stay in training: workings pass through them
+    elif operator in "+-" and min(a, b) > 10 and a % 10 and b % 10:
+        # Round numbers stay in training: workings pass through them. A pair goes with its mirror.
+        held_out = "pairing" if one_in(10, operator, max(a, b), min(a, b)) else ""
     if not held_out and rng.random() < 0.03:
         return _too_big(operator, ask, chinese, rng)
-    brief, answers, thought = _solve(operator, a, b, chinese)
+    solution = solve(operator, a, b, chinese)
+    in_the_head = solution.answer == solution.direct
     question = _typed(ask, operator, a, b, rng)
     return QA(
         subject=SUBJECTS[operator],
         question=question if held_out else vary(question, rng, opening="{e}=" not in ask),
-        answers=answers,
+        answers=(solution.answer,),
         chinese=chinese,
-        brief=brief,
-        thought=thought,
-        other=_solve(operator, a, b, not chinese)[1][0],
+        brief=solution.brief if in_the_head else "",
+        thought=solution.thought,
+        concluded=solution.direct,
+        other=solve(operator, a, b, not chinese).answer,
         held_out=held_out,
     )
 
@@ -52,7 +56,7 @@ def _numbers(operator: str, rng: Random) -> tuple[int, int]:
     if operator == "/":
         b, quotient = rng.randint(1, 12), rng.randint(0, 12)
         return b * quotient + (rng.randint(1, 5) if rng.random() < 0.15 else 0), b
-    top = 10 if rng.random() < 0.2 else 20 if rng.random() < 0.2 else LIMIT
+    top = rng.choices((10, 20, LIMIT), (4, 2, 6))[0]
     a, b = rng.randint(0, top), rng.randint(0, top)
     return (max(a, b), min(a, b)) if operator == "-" and rng.random() < 0.8 else (a, b)
 
@@ -77,30 +81,50 @@ def _typed(ask: str, operator: str, a: int, b: int, rng: Random) -> str:
     return question.replace("=", " =") if gap else question
 
 
-def _solve(operator: str, a: int, b: int, chinese: bool) -> tuple[str, tuple[str, ...], str]:
-    """Return the bare answer, the answers, and the working."""
+def taught_sum(rng: Random) -> str:
+    """Draw a solved sum of the training set, as a line of its own."""
+    while (qa := sum_(rng)).held_out or not qa.concluded:
+        pass
+    return qa.answers[0]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A sum solved: the bare result, in one step, in the steps of the answer, in thought."""
+
+    brief: str
+    direct: str
+    answer: str
+    thought: str
+
+
+def solve(operator: str, a: int, b: int, chinese: bool) -> Solution:
+    """Solve a sum; two numbers of two digits go by way of the tens, as people do it."""
     if operator == "/" and a % b:
         uneven = WORDS["uneven_zh" if chinese else "uneven"]
-        return uneven, (uneven,), f"{a // b} * {b} = {a // b * b}. {a - a // b * b}"
+        whole = a // b * b
+        return Solution(uneven, uneven, uneven, f"{a // b} * {b} = {whole}. {a} - {whole} > 0.")
     result = a // b if operator == "/" else {"+": a + b, "-": a - b, "*": a * b}[operator]
-    return str(result), (f"{a} {operator} {b} = {result}",), _working(operator, a, b, result)
-
-
-def _working(operator: str, a: int, b: int, result: int) -> str:
-    if operator == "+" and a > 9 and b > 9:
-        ones, tens = a % 10 + b % 10, a // 10 * 10 + b // 10 * 10
-        return (
+    direct = f"{a} {operator} {b} = {result}"
+    tens, ones = b // 10 * 10, b % 10
+    if operator == "+" and min(a, b) > 9:
+        tens, ones = tens + a // 10 * 10, ones + a % 10
+        steps = f"{tens} + {ones}"
+        thought = (
             f"{a // 10 * 10} + {b // 10 * 10} = {tens}. "
             f"{a % 10} + {b % 10} = {ones}. {tens} + {ones} = {result}."
         )
-    if operator == "-" and a > b > 9:
-        near = a - b // 10 * 10
-        return f"{a} - {b // 10 * 10} = {near}. {near} - {b % 10} = {result}."
-    if operator == "*" and 1 < b <= 4 and a > 1:
-        return " + ".join([str(a)] * b) + f" = {result}."
-    if operator == "/":
-        return f"{result} * {b} = {a}."
-    return f"{a} {operator} {b} = {result}."
+    elif operator == "-" and a >= b > 9:
+        steps = f"{a - tens} - {ones}"
+        thought = f"{a} - {tens} = {a - tens}. {a - tens} - {ones} = {result}."
+    elif operator == "-" and b > a > 9:
+        steps = f"-({b} - {a})"
+        thought = f"{b} is bigger. {b} - {a} = {-result}."
+    else:
+        steps = ""
+        thought = f"{result} * {b} = {a}." if operator == "/" else f"{direct}."
+    answer = f"{a} {operator} {b} = {steps} = {result}" if steps else direct
+    return Solution(str(result), direct, answer, thought)
 
 
 def _too_big(operator: str, ask: str, chinese: bool, rng: Random) -> QA:

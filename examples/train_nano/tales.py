@@ -6,7 +6,6 @@ from random import Random
 
 from facts import FAMILIES
 from qa import QA, made_up_word, vary, words
-from sums import sum_
 
 WORDS = words("tales")
 NAMES: dict[bool, list[str]] = {False: WORDS["names"], True: WORDS["names_zh"]}
@@ -46,9 +45,9 @@ def story_asked(rng: Random) -> QA:
 
 
 def running_text(rng: Random) -> str:
-    """Draw plain text for completion without a chat: a story, a few lines, a fact, a sequence."""
+    """Draw plain text for completion without a chat: a story, a few lines, a fact, a count."""
     chinese = rng.random() < 0.3
-    kind = rng.choices(("story", "person", "fact", "sum", "count"), (5, 3, 5, 3, 1))[0]
+    kind = rng.choices(("story", "person", "fact", "count"), (5, 3, 6, 1))[0]
     if kind == "story":
         return story(rng, chinese)
     if kind == "person":
@@ -56,10 +55,6 @@ def running_text(rng: Random) -> str:
     if kind == "count":
         start = rng.choice((1, 1, rng.randint(2, 70)))
         return ", ".join(map(str, range(start, start + rng.randint(5, 20)))) + "."
-    if kind == "sum":
-        while (qa := sum_(rng)).held_out:
-            pass
-        return qa.answers[0]
     family = rng.choice(FAMILIES)
     row = rng.choice(family.rows)
     text = (family.chinese if chinese else family.english)["answer"].format_map(row)

@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=NANO, help="folder of the finished model")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "train_nano")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--dialogues", type=int, default=80_000)
+    parser.add_argument("--dialogues", type=int, default=100_000)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--threads", type=int, default=1)
