@@ -98,9 +98,9 @@ def _report(error: Exception, *, debug: bool) -> int:
         case MemoryError():
             terminal.say("error", "out of memory")
             return ResourceError.exit_code
-        case OSError(errno=errno.ENOSPC):
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             terminal.discard_output(stdout_only=True)
-            terminal.say("error", str(error))
+            terminal.say("error", f"{error.filename or 'stdout'}: {error.strerror}")
             return ResourceError.exit_code
     advice = "" if debug else "; run again with --debug for the traceback"
     terminal.say("error", f"internal error: {type(error).__name__}: {error}{advice}")

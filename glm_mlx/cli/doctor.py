@@ -21,7 +21,7 @@ from glm_mlx.cli.options import debug_option
 _OPTIONAL = ("mlx-lm",)
 _LOW_DISK_BYTES = 20_000_000_000  # less holds no 9B model
 _BROKEN = 1
-_QUESTION, _ANSWER = "What is 2 + 3?", "5"
+_QUESTION, _ANSWER = "Who are you?", "GLM nano"
 
 
 @dataclass(frozen=True)

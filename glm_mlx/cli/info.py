@@ -126,7 +126,8 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
         f"hidden {config['hidden_size']:,}, feed-forward {config['intermediate_size']:,}",
         "attention": f"{config['num_heads']} heads, {config['num_kv_heads']} for keys and values, "
         f"of {config['head_dim']}, {'with' if config['attention_bias'] else 'without'} bias",
-        "rotary": f"{config['rotary_dim']} of {config['head_dim']}, theta {config['rope_theta']:,g}"
+        "rotary": f"{config['rotary_dim']} of {config['head_dim']}, theta "
+        f"{config['rope_theta']:,.12g}"
         + (f", YaRN factor {config['yarn']['factor']:g}" if config["yarn"] else ""),
         "context": f"{config['max_position_embeddings']:,} tokens",
         "vocabulary": f"{config['vocab_size']:,}"

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from typing import TextIO
 from glm_mlx.errors import GLMWarning
 
 INTERRUPTED, _TERMINATED = 130, 143
+_STDOUT, _STDERR = 1, 2
+_PROGRESS_AFTER_SECONDS = 0.5
 _CLEAR_LINE = "\r\x1b[K"
 
 
@@ -27,9 +30,13 @@ _CLEAR_LINE = "\r\x1b[K"
 def prepared() -> Iterator[None]:
     """Hold the streams and signals of this process the way a command needs them.
 
-    stdout replaces what its encoding lacks, a warning is one line, and SIGTERM unwinds the stack,
-    so that a model is closed, before the process ends with 143.
+    A stream that was closed before the start leads nowhere, so that no file of ours gets its
+    number. stdout replaces what its encoding lacks. A warning is one line. SIGTERM unwinds the
+    stack, so that a model is closed, before the process ends with 143.
     """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(descriptor)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -123,30 +130,32 @@ def flush() -> None:
 def discard_output(*, stdout_only: bool = False) -> None:
     """Send stdout and stderr nowhere, so that the interpreter's last flush cannot fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1,) if stdout_only else (1, 2):
+    for stream in (_STDOUT,) if stdout_only else (_STDOUT, _STDERR):
         os.dup2(nowhere, stream)
     os.close(nowhere)
 
 
 class Progress:
-    """A line on stderr that rewrites itself while work goes on; nothing where nobody watches."""
+    """A line on stderr that rewrites itself while work goes on.
+
+    There is none where nobody watches, nor before the work has taken long enough to wonder.
+    """
 
     def __init__(self, work: str, unit: str) -> None:
         """Name the work and its unit: `reading the prompt`, `tokens`."""
         self._work, self._unit = work, unit
         self._visible = False
         self._watched = is_terminal(sys.stderr)
+        self._appears = time.monotonic() + _PROGRESS_AFTER_SECONDS
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` units are done; all of them clears the line."""
-        if not self._watched:
-            return
         if done >= total:
             self.close()
-            return
-        line = f"glm-mlx: {self._work}, {done:,} of {total:,} {self._unit}"
-        print(_CLEAR_LINE + line, end="", file=sys.stderr, flush=True)
-        self._visible = True
+        elif self._watched and time.monotonic() >= self._appears:
+            line = f"glm-mlx: {self._work}, {done:,} of {total:,} {self._unit}"
+            print(_CLEAR_LINE + line, end="", file=sys.stderr, flush=True)
+            self._visible = True
 
     def close(self) -> None:
         """Remove the line, if it is there."""

@@ -126,8 +126,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 def refused(run: Callable[..., Result]) -> Callable[..., str]:
     """Run a command line that must fail, and return its error line.
 
-    Whatever headers decide fails within two seconds; all of it as one line that can be printed, without a traceback
-    and without a word on stdout.
+    Whatever headers decide fails within two seconds; all of it as one line that can be printed,
+    without a traceback and without a word on stdout.
     """
 
     def check(*arguments: str, code: int, limit_seconds: float = 2, **how: Any) -> str:

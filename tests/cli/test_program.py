@@ -167,6 +167,13 @@ def test_every_option_is_an_environment_variable_too(run: Run, fake_glm: Any) ->
     assert options["logit_bias"] == {3: -1.0}
 
 
+def test_an_option_and_its_variable_share_a_name() -> None:
+    for command in commands().values():
+        for option in command.params:
+            spelling = max(option.opts, key=len)
+            assert option.name == spelling.removeprefix("--").replace("-", "_")
+
+
 def test_shell_completion_is_clicks_own(start: Callable[..., Any]) -> None:
     words = {"COMP_WORDS": "glm-mlx ch", "COMP_CWORD": "1", "_GLM_MLX_COMPLETE": "bash_complete"}
     out, _ = start(env=os.environ | words).communicate(timeout=20)
