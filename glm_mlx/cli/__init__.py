@@ -76,7 +76,7 @@ class Program(click.Group):
         except (KeyboardInterrupt, click.Abort):
             return terminal.INTERRUPTED
         except BrokenPipeError:  # whoever read our output has seen enough
-            terminal.discard_output()
+            terminal.discard(terminal.STDOUT, terminal.STDERR)
             return _OUTPUT_CLOSED
         except Exception as error:
             return _report(error, debug=state["debug"])
@@ -99,7 +99,7 @@ def _report(error: Exception, *, debug: bool) -> int:
             terminal.say("error", "out of memory")
             return ResourceError.exit_code
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
-            terminal.discard_output(stdout_only=True)
+            terminal.discard(terminal.STDOUT)
             terminal.say("error", f"{error.filename or 'stdout'}: {error.strerror}")
             return ResourceError.exit_code
     advice = "" if debug else "; run again with --debug for the traceback"

@@ -82,7 +82,8 @@ def generate(
     The prompt is put into the model's chat template if it has one. Only generated text goes to
     stdout. Ctrl-C ends the reply and keeps what was printed.
     """
-    if ignore_chat_template and (system_prompt or tools or chat_template_config):
+    needs_template = system_prompt or tools or chat_template_config
+    if ignore_chat_template and needs_template:
         raise click.UsageError(
             "--ignore-chat-template leaves no place for --system-prompt, --tools or "
             "--chat-template-config"
@@ -95,7 +96,7 @@ def generate(
         options["template_options"] = chat_template_config
     with choice.load() as glm:
         asked: str | list[dict[str, str]] = said
-        if not ignore_chat_template and _takes_messages(glm, choice, system_prompt or tools):
+        if not ignore_chat_template and _takes_messages(glm, choice, needs_template):
             system = [{"role": "system", "content": system_prompt}] if system_prompt else []
             asked = [*system, {"role": "user", "content": said}]
         streaming = stream if stream is not None else not json
@@ -107,10 +108,10 @@ def generate(
 def _read_prompt(prompt: str | None, *, raw: bool) -> str:
     if prompt is None and terminal.is_terminal(sys.stdin):
         raise click.UsageError("nothing to say: give --prompt TEXT, or pipe it in")
-    text = stdin.read_all() if prompt in (None, "-") else prompt
-    if not (text if raw else text.strip()):
+    said = stdin.read_all() if prompt is None or prompt == "-" else prompt
+    if not (said if raw else said.strip()):
         raise OptionError("the prompt is empty", field="prompt")
-    return text
+    return said
 
 
 def _read_tools(file: Path) -> list[Any]:
@@ -125,7 +126,7 @@ def _takes_messages(glm: GLM, choice: ModelChoice, needed: object) -> bool:
     if needed and not glm.tokenizer.has_chat_template:
         raise OptionError(
             f"{choice.label} has no chat template (a base model?), "
-            "which --system-prompt and --tools need"
+            "which --system-prompt, --tools and --chat-template-config need"
         )
     return glm.tokenizer.has_chat_template
 

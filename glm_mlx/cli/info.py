@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,8 @@ def info(choice: ModelChoice, check: bool, json: bool) -> None:
     facts = _facts(choice, folder, checkpoint)
     findings: list[str] = []
     if check:
-        progress = terminal.Progress("reading the weights", "bytes")
-        findings = checkpoint.check_data(on_progress=progress)
+        with closing(terminal.Progress("reading the weights", "bytes")) as progress:
+            findings = checkpoint.check_data(on_progress=progress)
         facts["check"] = findings or "every value is finite"
     if json:
         terminal.emit_json(facts)

@@ -18,15 +18,13 @@ if TYPE_CHECKING:
 
 def complete(glm: GLM, prompt: Any, **options: Any) -> Completion:
     """Return a whole reply; Ctrl-C cuts it short, a second one ends the process."""
-    progress = _prefill_progress()
-    with closing(progress), terminal.interruptible() as cancel:
+    with closing(_prefill_progress()) as progress, terminal.interruptible() as cancel:
         return glm.generate(prompt, cancel=cancel, on_prefill=progress, **options)
 
 
 def stream(glm: GLM, prompt: Any, write: Callable[[Chunk], object], **options: Any) -> Chunk:
     """Hand a reply to `write` as it comes and return its last chunk; Ctrl-C as in `complete`."""
-    progress = _prefill_progress()
-    with closing(progress), terminal.interruptible() as cancel:
+    with closing(_prefill_progress()) as progress, terminal.interruptible() as cancel:
         for chunk in glm.stream(prompt, cancel=cancel, on_prefill=progress, **options):
             write(chunk)
     return chunk

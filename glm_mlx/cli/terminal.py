@@ -21,7 +21,7 @@ from typing import TextIO
 from glm_mlx.errors import GLMWarning
 
 INTERRUPTED, _TERMINATED = 130, 143
-_STDOUT, _STDERR = 1, 2
+STDOUT, STDERR = 1, 2
 _PROGRESS_AFTER_SECONDS = 0.5
 _CLEAR_LINE = "\r\x1b[K"
 
@@ -34,7 +34,7 @@ def prepared() -> Iterator[None]:
     number. stdout replaces what its encoding lacks. A warning is one line. SIGTERM unwinds the
     stack, so that a model is closed, before the process ends with 143.
     """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         pass
     os.close(descriptor)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -99,7 +99,10 @@ def say(kind: str, text: str) -> None:
     """
     line = " ".join(text.split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    print(f"glm-mlx: {kind}: {shown}", file=sys.stderr, flush=True)
+    try:
+        print(f"glm-mlx: {kind}: {shown}", file=sys.stderr, flush=True)
+    except OSError:  # nobody can be told, which is no reason to fail
+        discard(STDERR)
 
 
 def human_bytes(size_bytes: float) -> str:
@@ -127,11 +130,11 @@ def flush() -> None:
         sys.stdout.flush()
 
 
-def discard_output(*, stdout_only: bool = False) -> None:
-    """Send stdout and stderr nowhere, so that the interpreter's last flush cannot fail."""
+def discard(*descriptors: int) -> None:
+    """Send stdout or stderr nowhere, so that the interpreter's last flush cannot fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (_STDOUT,) if stdout_only else (_STDOUT, _STDERR):
-        os.dup2(nowhere, stream)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
     os.close(nowhere)
 
 

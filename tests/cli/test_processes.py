@@ -58,7 +58,7 @@ def end(process: Process, *, within_seconds: float = STOPS_SECONDS) -> tuple[int
     started = time.perf_counter()
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert time.perf_counter() - started < within_seconds
-    return process.returncode, out, err.decode()
+    return process.returncode, out, (err or b"").decode()
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,14 @@ def test_case_70_stdout_is_closed_before(start: Start) -> None:
         process = start(*arguments, stdout=write)
         code, _, err = end(process, within_seconds=PATIENCE_SECONDS)
         assert (code, err) == (141, "")
+    os.close(write)
+
+
+def test_messages_that_nobody_reads_change_nothing(start: Start) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = start("generate", "-p", "", stderr=write)
+    assert end(process, within_seconds=PATIENCE_SECONDS)[:2] == (2, b"")
     os.close(write)
 
 
@@ -246,7 +254,7 @@ def test_ctrl_c_twice_at_the_prompt_leaves(chat: Terminal) -> None:
 
 
 def test_a_terminal_shows_figures_and_progress(model: str) -> None:
-    terminal = Terminal("generate", "--model", model, "-p", "word " * 1000, "-m", "3")
+    terminal = Terminal("generate", "--model", model, "-p", "word " * 600, "-m", "3")
     terminal.wait_for(r"reading the prompt, [\d,]+ of [\d,]+ tokens")
     terminal.wait_for(r"figures: prompt [\d,]+ tokens")
     assert terminal.close() == 0
