@@ -185,6 +185,11 @@ class Terminal:
         self.screen = ""
 
     def press(self, keys: str) -> None:
+        """Type some keys, as late after a prompt as a person does.
+
+        A Ctrl-C between the prompt and the wait for a key is seen at the next key only.
+        """
+        time.sleep(0.3)
         os.write(self._keys, keys.encode())
 
     def wait_for(self, pattern: str) -> None:
