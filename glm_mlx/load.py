@@ -6,18 +6,18 @@ The module tree built from the config is the plan; the checkpoint's headers are 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, TensorInfo
 from .config import ModelConfig, read_config
 from .errors import CheckpointError
 from .model.decoder import Decoder
-from .model.names import dialect_of, source_of, targets_of
+from .model.names import Target, dialect_of, source_of, targets_of
 from .model.quant import quantize_modules
 
 _FLOATS = ("BF16", "F16", "F32")
@@ -61,6 +61,15 @@ def load_weights(folder: Path, config: ModelConfig, *, fuse_qkv: bool = True) ->
     Raises:
         CheckpointError: the weights are damaged or do not fit the config.
     """
+    *_, decoder = load_steps(folder, config, fuse_qkv=fuse_qkv)
+    assert decoder is not None
+    return decoder
+
+
+def load_steps(
+    folder: Path, config: ModelConfig, *, fuse_qkv: bool = True
+) -> Generator[Decoder | None, None, None]:
+    """Do what `load_weights` does, yielding None after each layer and the decoder at the end."""
     checkpoint = Checkpoint.open(folder)
     decoder = build(config, checkpoint)
     weights = [
@@ -75,9 +84,10 @@ def load_weights(folder: Path, config: ModelConfig, *, fuse_qkv: bool = True) ->
         decoder.fuse_qkv()
     for layer in decoder.layers:
         mx.eval(layer.parameters())
+        yield None
     mx.eval(decoder.parameters())
     checkpoint.check_unchanged()
-    return decoder
+    yield decoder
 
 
 def build(config: ModelConfig, checkpoint: Checkpoint) -> Decoder:
@@ -88,15 +98,16 @@ def build(config: ModelConfig, checkpoint: Checkpoint) -> Decoder:
     Raises:
         CheckpointError: naming the tensors, what they are and what the config asks for.
     """
-    _check_dialect(config, checkpoint)
     sources = {name: targets_of(name, config) for name in checkpoint.tensors}
-    names = [target.name for targets in sources.values() for target in targets]
+    names = {target.name for targets in sources.values() for target in targets}
+    _check_dialect(config, checkpoint)
     _check_layers(config, checkpoint, names)
+    _check_twice(sources, checkpoint)
     config = replace(config, attention_bias=_attention_bias(config, checkpoint, names))
     decoder = Decoder(config)
     if config.quantization is not None:
         try:
-            quantize_modules(decoder, config.quantization, set(names))
+            quantize_modules(decoder, config.quantization, names)
         except ValueError as error:
             raise CheckpointError(
                 f"the quantization in config.json does not fit the model's shapes: {error}",
@@ -106,9 +117,7 @@ def build(config: ModelConfig, checkpoint: Checkpoint) -> Decoder:
     _check_quantized(config, checkpoint, names)
 
     wanted: dict[str, mx.array] = dict(tree_flatten(decoder.parameters()))
-    missing = dict.fromkeys(
-        source_of(name, config.family) for name in wanted if name not in set(names)
-    )
+    missing = dict.fromkeys(source_of(name, config.family) for name in wanted if name not in names)
     if missing:
         raise CheckpointError(
             f"tensors are missing: {_listed(missing)}",
@@ -122,12 +131,22 @@ def build(config: ModelConfig, checkpoint: Checkpoint) -> Decoder:
     ]
     if extra:
         raise CheckpointError(
-            f"tensors that a {config.family} model does not have: {_listed(extra)}",
+            f"tensors that a {config.family} model does not have: {_listed(sorted(extra))}",
             file=checkpoint.folder,
         )
-    for source, targets in sources.items():
-        if targets:
-            _check_tensor(checkpoint, source, [wanted[target.name] for target in targets])
+    position = {name: i for i, name in enumerate(wanted)}
+    filled = {source: [target.name for target in targets] for source, targets in sources.items()}
+    misfits = {
+        source: misfit
+        for source in sorted(filter(filled.get, filled), key=lambda s: position[filled[s][0]])
+        if (misfit := _misfit(checkpoint.tensors[source], [wanted[n] for n in filled[source]]))
+    }
+    if misfits:
+        raise CheckpointError(
+            f"tensors that do not fit config.json: {_listed(misfits.values(), '; ')}",
+            file=checkpoint.folder,
+            field=next(iter(misfits)),
+        )
     return decoder
 
 
@@ -153,6 +172,20 @@ def _check_layers(config: ModelConfig, checkpoint: Checkpoint, names: Iterable[s
         )
 
 
+def _check_twice(sources: Mapping[str, Iterable[Target]], checkpoint: Checkpoint) -> None:
+    """Refuse tensors that would fill the same parameter, such as q beside a fused q/k/v."""
+    source_of_target: dict[str, str] = {}
+    for source, targets in sources.items():
+        for target in targets:
+            other = source_of_target.setdefault(target.name, source)
+            if other != source:
+                raise CheckpointError(
+                    f"{target.name} is there under two names: {other} and {source}",
+                    file=checkpoint.folder,
+                    field=source,
+                )
+
+
 def _attention_bias(config: ModelConfig, checkpoint: Checkpoint, names: Iterable[str]) -> bool:
     """Whether q, k and v have biases: what the tensors say, unless the config contradicts them."""
     found = any(name.endswith(".q_proj.bias") for name in names)
@@ -167,7 +200,7 @@ def _attention_bias(config: ModelConfig, checkpoint: Checkpoint, names: Iterable
 
 
 def _check_quantized(config: ModelConfig, checkpoint: Checkpoint, names: Iterable[str]) -> None:
-    scales = [name for name in names if name.endswith(".scales")]
+    scales = sorted(name for name in names if name.endswith(".scales"))
     if scales and config.quantization is None:
         raise CheckpointError(
             f"the weights are quantized ({_listed(scales)}), but config.json has no "
@@ -183,27 +216,20 @@ def _check_quantized(config: ModelConfig, checkpoint: Checkpoint, names: Iterabl
         )
 
 
-def _check_tensor(checkpoint: Checkpoint, source: str, parts: list[mx.array]) -> None:
-    """Hold one tensor's shape and dtype against the parameters that its rows will fill."""
-    info, first = checkpoint.tensors[source], parts[0]
+def _misfit(info: TensorInfo, parts: list[mx.array]) -> str | None:
+    """How a tensor differs from the parameters that its rows will fill, if it does."""
+    first = parts[0]
     shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
     if info.shape != shape:
-        raise CheckpointError(
-            f"tensor {source} has shape {info.shape}; config.json asks for {shape}",
-            file=info.file,
-            field=source,
-        )
+        return f"{info.name} has shape {info.shape}, expected {shape}"
     codes = _CODES.get(first.dtype, _FLOATS)
     if info.dtype not in codes:
-        raise CheckpointError(
-            f"tensor {source} has dtype {info.dtype}; expected {' or '.join(codes)}",
-            file=info.file,
-            field=source,
-        )
+        return f"{info.name} has dtype {info.dtype}, expected {' or '.join(codes)}"
+    return None
 
 
-def _listed(names: Iterable[str]) -> str:
-    """The first five names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+def _listed(items: Iterable[str], separator: str = ", ") -> str:
+    """The first five, and how many more there are."""
+    items = list(items)
+    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return separator.join(items[:5]) + more

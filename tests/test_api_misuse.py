@@ -140,6 +140,8 @@ def test_two_models_take_turns_and_end_apart(glm: GLM) -> None:
 
 PROMPTS: dict[str, object] = {
     "nothing": None,
+    "empty text": "",
+    "bytes": b"Hello",
     "array": mx.array([1, 2, 3]),
     "numpy array": np.array([1, 2, 3]),
     "number": 5,
@@ -173,6 +175,10 @@ OPTIONS: dict[str, tuple[str, object]] = {
     "max_tokens fraction": ("max_tokens", 1.5),
     "max_tokens boolean": ("max_tokens", True),
     "temperature text": ("temperature", "hot"),
+    "cancel boolean": ("cancel", True),
+    "on_prefill text": ("on_prefill", "print"),
+    "cache list": ("cache", []),
+    "template_options list": ("template_options", ["think"]),
     "temperature array": ("temperature", mx.array(0.5)),
     "temperature nan": ("temperature", float("nan")),
     "top_p above one": ("top_p", 1.1),

@@ -12,8 +12,9 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from glm_mlx.errors import ClosedError, OptionError
@@ -110,7 +111,7 @@ class Owner:
         line = _Line(start, items.put)
         try:
             self._desk.post(line)
-            while not isinstance(item := items.get(), _End):
+            while not isinstance(item := _next_of(items), _End):
                 self._desk.taken(line)
                 yield item
         finally:
@@ -138,6 +139,13 @@ class Owner:
         finally:
             self._desk.cancel(line)
         item.raise_error()
+
+
+def _next_of(items: SimpleQueue[T]) -> T:
+    """Wait for an item, looking up now and then: a signal that came just before is then handled."""
+    while True:
+        with suppress(Empty):
+            return items.get(timeout=0.2)
 
 
 @dataclass

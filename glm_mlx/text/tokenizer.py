@@ -41,6 +41,7 @@ class Tokenizer:
         stop_ids: ids that end a completion.
         vocab_size: the highest id plus one; a model's rows from there on are padding, which a
             sampler has to mask.
+        longest_token_bytes: no token covers more of a text.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Tokenizer:
         self._folder = folder
         self._added = {token.id: token for token in vocabulary.added}
         self.vocab_size = vocabulary.size
+        self.longest_token_bytes = vocabulary.longest_token_bytes
         ids = {token.text: token.id for token in vocabulary.added}
         self.special_ids: Mapping[str, int] = MappingProxyType(ids)
         self.stop_ids = frozenset(ids[text] for text in STOP_TOKENS if text in ids)

@@ -41,11 +41,13 @@ class Vocabulary:
         bpe: encodes plain text; knows no added token, so no text can turn into one.
         added: in id order.
         size: the highest id plus one; rows of an embedding from there on are padding.
+        longest_token_bytes: no token covers more of a text.
     """
 
     bpe: tokenizers.Tokenizer
     added: tuple[AddedToken, ...]
     size: int
+    longest_token_bytes: int
 
 
 def read_vocabulary(folder: Path, settings: Mapping[str, object]) -> Vocabulary:
@@ -127,7 +129,13 @@ def _vocabulary(
             raise TokenizerError(
                 f"id {token.id} is both {token.text!r} and {bpe.id_to_token(token.id)!r}", file=file
             )
-    return Vocabulary(bpe, tuple(added[i] for i in sorted(added)), max(ids | added.keys()) + 1)
+    longest = max(len(token) for token in tokens)  # each character of these stands for a byte
+    return Vocabulary(
+        bpe,
+        added=tuple(added[i] for i in sorted(added)),
+        size=max(ids | added.keys()) + 1,
+        longest_token_bytes=max([longest, *(len(token.text.encode()) for token in added.values())]),
+    )
 
 
 def _check_bytes(tokens: dict[str, int], file: Path) -> None:

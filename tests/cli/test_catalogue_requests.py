@@ -55,21 +55,10 @@ def test_case_65_bytes_that_are_no_text(refused: Refused, model: str) -> None:
     assert "not UTF-8: byte 0xfc at position 2" in line
 
 
-def check_flood(refused: Refused, model: str, size_bytes: int, limit_seconds: float) -> None:
-    """A prompt far beyond any context ends in numbers, once its tokens are counted."""
-    words = b"word " * (size_bytes // 5)
-    how = {"input": words, "code": USAGE, "limit_seconds": limit_seconds}
-    line = refused("generate", "--model", model, **how)
-    assert str(CONTEXT_TOKENS) in line.replace(",", "")
-
-
-def test_case_65_one_megabyte(refused: Refused, model: str) -> None:
-    check_flood(refused, model, 1_000_000, limit_seconds=20)
-
-
-@pytest.mark.slow
 def test_case_65_ten_megabytes(refused: Refused, model: str) -> None:
-    check_flood(refused, model, 10_000_000, limit_seconds=120)
+    """A prompt far beyond any context is refused in numbers before it is cut into tokens."""
+    line = refused("generate", "--model", model, input=b"word " * 2_000_000, code=USAGE)
+    assert str(CONTEXT_TOKENS) in line.replace(",", "")
 
 
 def test_case_66_in_numbers(refused: Refused, model: str) -> None:
