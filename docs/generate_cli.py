@@ -53,7 +53,7 @@ def cell(text: str) -> str:
 
 def page() -> str:
     """Return the whole of docs/cli.md."""
-    root = click.Context(main, info_name="glm-mlx")
+    root = click.Context(main, info_name="glm-mlx", **main.context_settings)
     return "\n".join([INTRODUCTION, *(f"{section(context)}\n" for context in commands(main, root))])
 
 

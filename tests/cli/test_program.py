@@ -40,7 +40,7 @@ def failing(error: BaseException) -> Callable[[int], None]:
 
 def test_the_table_of_commands_repeats_their_own_help() -> None:
     found = commands()
-    listing = click.Context(main).get_help()
+    listing = click.Context(main, **main.context_settings).get_help()
     for name, command in found.items():
         assert command.name == name
         assert re.search(rf"^  {name} +{re.escape(command.get_short_help_str(80))}$", listing, re.M)

@@ -60,7 +60,7 @@ def parse(arguments: list[str]) -> None:
     """Parse a command line as the program would, without running it."""
     from glm_mlx.cli import main
 
-    root = click.Context(main, info_name="glm-mlx")
+    root = click.Context(main, info_name="glm-mlx", **main.context_settings)
     main.parse_args(root, list(arguments[:1]))
     command = main.get_command(root, arguments[0])
     assert command is not None, arguments
