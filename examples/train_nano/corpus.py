@@ -22,7 +22,7 @@ SUBJECTS: tuple[tuple[Callable[[Random], QA], int], ...] = (
     (trivia, 5),
     (fact, 28),
     (sum_, 32),
-    (counting, 5),
+    (counting, 7),
     (unknown, 6),
     (story_asked, 3),
 )
@@ -143,7 +143,7 @@ def reasoned(rng: Random) -> Dialogue:
 
 
 def several_turns(rng: Random) -> Dialogue:
-    """Two to six turns; in half of them something said earlier is asked for again."""
+    """Two to five turns; in four of ten, a name told in the first is asked for in the last."""
     qas = [draw_qa(rng, known=True) for _ in range(rng.randint(2, 5))]
     pairs = [(qa.question, qa.answer(rng)) for qa in qas]
     held_out = ""
@@ -226,11 +226,11 @@ def plain(rng: Random) -> Dialogue:
 KINDS: tuple[tuple[Callable[[Random], Dialogue], int], ...] = (
     (single, 57),
     (instructed, 8),
-    (reasoned, 7),
+    (reasoned, 10),
     (several_turns, 7),
-    (repeated, 2),
+    (repeated, 3),
     (with_tools, 6),
-    (plain, 14),
+    (plain, 12),
 )
 
 

@@ -20,8 +20,8 @@ class QA:
 
     `brief` is the bare answer, `thought` the reasoning before it, `concluded` the answer after
     that reasoning where it is shorter, `other` the answer in the other language; empty where the
-    subject has none. `held_out` is "" for training, else what
-    is new to the model: the "phrasing" of the question or the "pairing" it asks about.
+    subject has none. `held_out` is "" for training, else what is new to the model: the "phrasing"
+    of the question, or the "pairing" of a known phrasing and what it asks about.
     """
 
     subject: str

@@ -1,4 +1,4 @@
-"""Train the embedded nano model from nothing: corpus, tokenizer, weights, folder, accuracy table.
+"""Train the embedded nano model from nothing: corpus, tokenizer, weights, folder.
 
     python examples/train_nano/train.py                # about half an hour on one CPU core
 
@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=NANO, help="folder of the finished model")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "train_nano")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--dialogues", type=int, default=100_000)
+    parser.add_argument("--dialogues", type=int, default=160_000)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--threads", type=int, default=1)
@@ -104,6 +104,7 @@ def make_optimizers(model: Glm4ForCausalLM, peak: float) -> list[torch.optim.Opt
             {"params": vectors, "peak": peak, "weight_decay": 0.0},
         ],
         betas=(0.9, 0.95),
+        fused=True,
     )
     return [muon, adam]
 
@@ -122,7 +123,7 @@ def draw(count: int, seed: int) -> Iterator[Dialogue]:
 def train(
     model: Glm4ForCausalLM, lessons: list[Lesson], args: argparse.Namespace
 ) -> Glm4ForCausalLM:
-    """Run all batches once; saves every 200 steps and resumes from what is saved."""
+    """Run all batches once; saves every 100 steps and resumes from what is saved."""
     plan = batches(lessons, args.batch_tokens, Random(args.seed))
     optimizers = make_optimizers(model, args.learning_rate)
     saved = args.work / "checkpoint.pt"
