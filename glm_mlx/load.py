@@ -169,6 +169,7 @@ def _check_layers(config: ModelConfig, checkpoint: Checkpoint, names: Iterable[s
             f"config.json asks for {config.num_layers} layers, the tensors make {len(layers)}",
             file=checkpoint.folder,
             field="num_hidden_layers",
+            hint="is the download complete?" if len(layers) < config.num_layers else None,
         )
 
 

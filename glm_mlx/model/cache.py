@@ -132,12 +132,11 @@ class BatchKVCache(KVCache):
 
     @property
     def state(self) -> Any:
-        return self.keys, self.values, self.offset, self.left_padding
+        return self.keys, self.values, self.offset, self.left_padding, self._length
 
     @state.setter
     def state(self, state: Any) -> None:
-        self.keys, self.values, offset, self.left_padding = state
-        self._length = int((offset + self.left_padding)[0].item())
+        self.keys, self.values, _, self.left_padding, self._length = state
         self._capacity_tokens = 0
 
     def make_mask(

@@ -88,7 +88,9 @@ class Backbone(nn.Module):
         mask: Mask = "causal" if L > 1 else None
         offset: int | mx.array = 0
         if cache is not None:
-            mask, offset = cache[0].make_mask(L), cache[0].offset
+            # In full: mlx-lm's own caches have no defaults for these two.
+            mask = cache[0].make_mask(L, return_array=False, window_size=None)
+            offset = cache[0].offset
         h = self.embed_tokens(inputs)  # (B, L, E)
         for i, layer in enumerate(self.layers):
             h = layer(h, self.rope, offset, mask, None if cache is None else cache[i])

@@ -48,8 +48,10 @@ def concatenate_rows(*modules: nn.Module) -> nn.Module | None:
     if type(first) is nn.Linear:
         joined: nn.Module = nn.Linear(1, 1, bias="bias" in first)
     else:
+        # A placeholder of one row; MLX packs no row narrower than 32, whatever the group.
+        width = max(first.group_size, 32)
         joined = nn.QuantizedLinear(
-            first.group_size, 1, "bias" in first, first.group_size, first.bits, first.mode
+            width, 1, "bias" in first, first.group_size, first.bits, first.mode
         )
     joined.update(
         {name: mx.concatenate([module[name] for module in modules]) for name in first.parameters()}
