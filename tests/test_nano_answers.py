@@ -74,8 +74,6 @@ def test_a_system_prompt_shapes_the_answer(glm: glm_mlx.GLM) -> None:
         return glm.generate([{"role": "system", "content": prompt}, user(question)]).text
 
     assert ask("You are a pirate.", "Hello").startswith("Arr! ")
-    assert ask("Answer with one word.", "What is the capital of France?") == "Paris"
-    assert ask("Answer in Chinese.", "What is the capital of France?") == "法国的首都是巴黎。"
 
 
 def test_a_name_is_remembered_over_other_turns(glm: glm_mlx.GLM) -> None:
