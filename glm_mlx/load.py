@@ -222,10 +222,11 @@ def _misfit(info: TensorInfo, parts: list[mx.array]) -> str | None:
     first = parts[0]
     shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
     if info.shape != shape:
-        return f"{info.name} has shape {info.shape}, expected {shape}"
+        return f"{info.file.name}: tensor {info.name} has shape {info.shape}, expected {shape}"
     codes = _CODES.get(first.dtype, _FLOATS)
     if info.dtype not in codes:
-        return f"{info.name} has dtype {info.dtype}, expected {' or '.join(codes)}"
+        expected = " or ".join(codes)
+        return f"{info.file.name}: tensor {info.name} has dtype {info.dtype}, expected {expected}"
     return None
 
 

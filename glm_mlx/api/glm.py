@@ -108,7 +108,7 @@ class GLM:
             OptionError: an option is out of range, or the prompt empty or too long.
             TemplateError: the model has no chat template, or it refused the messages.
         """
-        request = self._desk.check(prompt, **options)
+        request = self._desk.check(prompt, options)
         chunks = list(self._owner.stream(lambda: self._chunks(request)))
         return Completion.gather(chunks, request, self.tokenizer)
 
@@ -118,12 +118,12 @@ class GLM:
         Closing or dropping the iterator cancels the request, in the prompt too. Arguments and
         errors as in `generate`.
         """
-        request = self._desk.check(prompt, **options)
+        request = self._desk.check(prompt, options)
         return self._owner.stream(lambda: self._chunks(request))
 
     def astream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncIterator[Chunk]:
         """Yield the reply for ``async for``; cancelling the task cancels the request."""
-        request = self._desk.check(prompt, **options)
+        request = self._desk.check(prompt, options)
         return self._owner.astream(lambda: self._chunks(request))
 
     def new_cache(self) -> PromptCache:

@@ -51,9 +51,10 @@ class Completion:
         # GLM ends its turn with the role it expects next: an observation answers a call.
         if request.is_chat and last.stop_id == tokenizer.special_ids.get("<|observation|>"):
             # Several calls stand behind one <|assistant|> each, which `text` does not show.
-            said = tokenizer.decode(token_ids, skip_special=False)
-            _, answer = split_reasoning(said, starts_inside=request.in_thought)
-            _, calls = parse_tool_calls(answer, request.tools)
+            first, *others = _split(token_ids, tokenizer.special_ids.get("<|assistant|>"))
+            _, answer = split_reasoning(tokenizer.decode(first), starts_inside=request.in_thought)
+            turns = [answer, *map(tokenizer.decode, others)]
+            _, calls = parse_tool_calls(turns, request.tools)
         return cls(
             text=text,
             token_ids=token_ids,
@@ -64,6 +65,17 @@ class Completion:
             tool_calls=calls,
             seed=last.seed,
         )
+
+
+def _split(ids: Sequence[int], border: int | None) -> list[list[int]]:
+    """The runs of ids between the borders."""
+    runs: list[list[int]] = [[]]
+    for token in ids:
+        if token == border:
+            runs.append([])
+        else:
+            runs[-1].append(token)
+    return runs
 
 
 class AfterHeader:

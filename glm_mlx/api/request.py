@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypedDict, cast
 
 from glm_mlx.config import GenerationDefaults
@@ -91,7 +92,21 @@ class RequestDesk:
     defaults: GenerationDefaults
     context_tokens: int
 
-    def check(
+    def check(self, prompt: Prompt, options: Options) -> Request:
+        """Return the request, sampling values not given being the checkpoint's own.
+
+        Raises:
+            OptionError: an option is out of range or of a wrong type; `field` names it.
+            TypeError: there is no such option.
+            TemplateError: the model has no chat template, or it refused the messages.
+        """
+        for name in options.keys() - Options.__annotations__.keys():
+            raise TypeError(
+                f"there is no option {name!r}; there are {', '.join(Options.__annotations__)}"
+            )
+        return self._check(prompt, **options)
+
+    def _check(
         self,
         prompt: Prompt,
         *,
@@ -113,12 +128,6 @@ class RequestDesk:
         cancel: threading.Event | None = None,
         cache: PromptCache | None = None,
     ) -> Request:
-        """Return the request, sampling values not given being the checkpoint's own.
-
-        Raises:
-            OptionError: an option is out of range or of a wrong type; `field` names it.
-            TemplateError: the model has no chat template, or it refused the messages.
-        """
         _check_types(
             template_options=(template_options, Mapping, "a mapping"),
             on_prefill=(on_prefill, Callable, "a function of two integers"),
@@ -139,6 +148,12 @@ class RequestDesk:
                 seed=seed,
             )
         )
+        for name in template_options or {}:
+            if not isinstance(name, str) or name in ("self", "messages", "tools"):
+                raise OptionError(
+                    f"template_options holds {name!r}, which is no variable a request can set",
+                    field="template_options",
+                )
         stops = checked_stops(stop)
         ids, is_chat = self._prompt_ids(prompt, tools, template_options)
         opening = self.tokenizer.decode(ids[-8:]) if is_chat else ""
@@ -173,8 +188,8 @@ class RequestDesk:
             self._check_length(len(prompt))
             return self.tokenizer.encode(prompt), False
         if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray | memoryview):
-            if all(type(item) is int for item in prompt):
-                return cast(list[int], list(prompt)), False
+            if all(isinstance(item, Integral) and not isinstance(item, bool) for item in prompt):
+                return [int(cast(int, item)) for item in prompt], False
             if all(isinstance(item, Mapping) for item in prompt):
                 messages = cast(Sequence[Mapping[str, object]], prompt)
                 contents = (message.get("content") for message in messages)

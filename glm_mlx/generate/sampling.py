@@ -11,7 +11,8 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from numbers import Integral, Real
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
@@ -65,10 +66,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, (kind, low, high, expected) in _RANGES.items():
-            value = getattr(self, name)
-            unset = name == "seed" and value is None
-            if not unset and not (_is_number(value, kind) and low <= value <= high):
+            value = _plain(getattr(self, name))
+            if name == "seed" and value is None:
+                continue
+            if not (_is_number(value, kind) and low <= value <= high):
                 raise OptionError(f"{name} is {value!r}; it must be {expected}", field=name)
+            object.__setattr__(self, name, kind(value))
         if not isinstance(self.logit_bias, Mapping):
             raise OptionError(
                 f"logit_bias is a {type(self.logit_bias).__name__}; "
@@ -76,17 +79,25 @@ class Sampling:
                 field="logit_bias",
             )
         for token, bias in self.logit_bias.items():
+            bias = _plain(bias)
             if not (_is_number(token, int) and _is_number(bias, float) and abs(bias) <= 1e9):
                 raise OptionError(
                     f"logit_bias holds {token!r}: {bias!r}; "
                     "it must map integer token ids to numbers from -1e9 to 1e9",
                     field="logit_bias",
                 )
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        biases = {int(token): float(bias) for token, bias in self.logit_bias.items()}
+        object.__setattr__(self, "logit_bias", biases)
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as the Python number it holds; anything else as it is."""
+    return value.item() if isinstance(value, Real) and hasattr(value, "item") else value
 
 
 def _is_number(value: object, kind: type) -> bool:
-    return isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
+    """Whether it is a number of Python's or NumPy's; a boolean is none."""
+    return isinstance(value, Real if kind is float else Integral) and not isinstance(value, bool)
 
 
 class Draw(NamedTuple):

@@ -61,7 +61,8 @@ def mlx_lm_classes(config: Mapping[str, object]) -> tuple[type[Model], type[Mode
 
         model, config = mlx_lm.utils.load_model(path, get_model_classes=glm_mlx.mlx_lm_classes)
 
-    The model then works in ``mlx_lm.generate``, ``mlx_lm.lora`` and the prompt cache functions.
+    The model then works in ``mlx_lm.generate``, ``mlx_lm.lora`` and the prompt cache functions;
+    not in ``mlx_lm.batch_generate``, which needs caches of its own kind.
 
     Raises:
         ConfigError: if ``config`` is not of a GLM model this package computes.

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-_NEXT_TURN = "<|assistant|>"
 _NAME_THEN_OBJECT = re.compile(r"^(.+)\n\s*(?=\{)", re.MULTILINE)
 _NAME = re.compile(r"[\w.:-]+")
 
@@ -27,7 +26,7 @@ class ToolCall:
 
 
 def parse_tool_calls(
-    text: str, tools: Iterable[Mapping[str, Any]] | None
+    turns: Iterable[str], tools: Iterable[Mapping[str, Any]] | None
 ) -> tuple[str, tuple[ToolCall, ...]]:
     """Split a completion into what it says and what it calls.
 
@@ -36,13 +35,14 @@ def parse_tool_calls(
     completion says: nothing is lost.
 
     Args:
-        text: the completion with its special tokens, which part several calls.
+        turns: the completion, cut where the model wrote the token `<|assistant|>`, which parts
+            several calls. The token, not its spelling: a model may quote that in a reply.
         tools: the functions offered; no other name is a call. None: any name is.
     """
     names = None if tools is None else {_name_of(tool) for tool in tools}
     said: list[str] = []
     calls: list[ToolCall] = []
-    for turn in text.split(_NEXT_TURN):
+    for turn in turns:
         before, call = _parse_turn(turn, names)
         if before.strip():
             said.append(before.removeprefix("\n"))

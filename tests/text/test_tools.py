@@ -16,6 +16,7 @@ TOOLS = [
     {"name": "now", "description": "a bare function"},
     {"type": "python"},
 ]
+NEXT = "<|assistant|>"  # here it stands for the token
 PRETTY = '{\n  "place": {\n    "city": "北京"\n  },\n  "days": [\n    1\n  ]\n}'
 
 
@@ -58,14 +59,17 @@ PRETTY = '{\n  "place": {\n    "city": "北京"\n  },\n  "days": [\n    1\n  ]\n
     ],
 )
 def test_forms(text: str, said: str, calls: list[tuple[str, str]]) -> None:
-    assert parse_tool_calls(text, TOOLS) == (said, tuple(ToolCall(*call) for call in calls))
+    assert parse_tool_calls(text.split(NEXT), TOOLS) == (
+        said,
+        tuple(ToolCall(*call) for call in calls),
+    )
 
 
 def test_without_a_list_any_identifier_is_a_name_and_prose_is_not() -> None:
-    assert parse_tool_calls('launch\n{"at": 1}', None)[1] == (ToolCall("launch", '{"at": 1}'),)
-    assert parse_tool_calls('Here it is:\n{"at": 1}', None) == ('Here it is:\n{"at": 1}', ())
-    assert parse_tool_calls("Yes", None) == ("Yes", ())
-    assert parse_tool_calls("now\n{}", []) == ("now\n{}", ())
+    assert parse_tool_calls(['launch\n{"at": 1}'], None)[1] == (ToolCall("launch", '{"at": 1}'),)
+    assert parse_tool_calls(['Here it is:\n{"at": 1}'], None) == ('Here it is:\n{"at": 1}', ())
+    assert parse_tool_calls(["Yes"], None) == ("Yes", ())
+    assert parse_tool_calls(["now\n{}"], []) == ("now\n{}", ())
 
 
 json_values = st.recursive(
@@ -87,7 +91,7 @@ def test_what_was_written_as_calls_is_read_as_calls(
     if any("<|assistant|>" in body for body in bodies):
         return
     text = "<|assistant|>".join(f"get_weather \n{body}" for body in bodies)
-    said, calls = parse_tool_calls(text, TOOLS)
+    said, calls = parse_tool_calls(text.split(NEXT), TOOLS)
     assert said == ""
     assert [json.loads(call.arguments) for call in calls] == arguments
 
@@ -96,10 +100,19 @@ def test_what_was_written_as_calls_is_read_as_calls(
 @given(st.lists(st.sampled_from(["now", "\n", "{}", "{", '"', " ", "<|assistant|>", "天"])))
 def test_no_character_is_lost(pieces: list[str]) -> None:
     text = "".join(pieces)
-    said, calls = parse_tool_calls(text, TOOLS)
+    said, calls = parse_tool_calls(text.split(NEXT), TOOLS)
     left = "".join([said, *(call.name + call.arguments for call in calls)])
     kept = text.replace("<|assistant|>", "")
     for character in '{"天':
         written_by_us = sum(call.arguments == "{}" for call in calls) if character == "{" else 0
         assert left.count(character) + written_by_us >= kept.count(character)
     assert left.count("now") >= kept.count("now")
+
+
+def test_the_spelling_of_a_role_is_text_like_any_other() -> None:
+    quoted = 'get_weather\n{"city": "a <|assistant|> b"}'
+    assert parse_tool_calls([quoted], TOOLS)[1] == (
+        ToolCall("get_weather", '{"city": "a <|assistant|> b"}'),
+    )
+    repeated = "You asked me to repeat:<|assistant|>now\n{}"
+    assert parse_tool_calls([repeated], TOOLS) == (repeated, ())
