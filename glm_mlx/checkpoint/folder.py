@@ -1,14 +1,12 @@
 """Which files of a folder hold its weights, and whether the index agrees with them.
 
-Reads names, links and JSON; opens no weights. Follows no link out of the folder, save into the
-Hub cache's own blobs.
+Reads names and JSON; opens no weights.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from glm_mlx.checkpoint.header import HEADER_LIMIT_BYTES, TensorInfo
 from glm_mlx.checkpoint.refusal import bad_tensor, join, quote, unreadable
 from glm_mlx.errors import CheckpointError
 from glm_mlx.jsonfile import read_json_object
+from glm_mlx.modelfile import find_file, own_file
 
 SINGLE = "model.safetensors"
 NUMBERED = "model-00001-of-0000n.safetensors"
@@ -121,31 +120,9 @@ def _no_weights(folder: Path, names: Sequence[str]) -> CheckpointError:
     return CheckpointError(found, file=folder)
 
 
-def own_file(folder: Path, name: str) -> Path:
-    """Return `folder / name` when it is a regular file of the folder or of its Hub cache."""
-    file = folder / name
-    try:
-        home = Path(os.path.realpath(folder, strict=True))
-        target = Path(os.path.realpath(file, strict=True))
-        mode = target.stat().st_mode
-    except OSError as cause:
-        raise unreadable(file, cause) from cause
-    allowed = {home}
-    if home.parent.name == "snapshots":  # snapshots/<revision>/<name> -> blobs/<hash>
-        allowed.add(Path(os.path.realpath(home.parent.parent / "blobs")))
-    if target.parent not in allowed:
-        raise CheckpointError(
-            f"is a link out of the folder, to {quote(str(target))}; put the file itself here",
-            file=file,
-        )
-    if not stat.S_ISREG(mode):
-        raise CheckpointError("is not a regular file; put the file itself here", file=file)
-    return file
-
-
 def read_index(folder: Path) -> dict[str, str]:
     """Return tensor name -> shard name, each a plain name inside the folder."""
-    file = own_file(folder, INDEX)
+    file = own_file(folder, INDEX, error=CheckpointError)
     index = read_json_object(file, error=CheckpointError, max_bytes=HEADER_LIMIT_BYTES)
     places = index.get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -189,9 +166,9 @@ def compare_index(file: Path, index: Mapping[str, str], tensors: Mapping[str, Te
 
 def read_manifest(folder: Path) -> dict[str, str] | None:
     """Return file name -> sha256 in hex as the folder's manifest has it, None without one."""
-    if not os.path.lexists(folder / MANIFEST):
+    file = find_file(folder, MANIFEST, error=CheckpointError)
+    if file is None:
         return None
-    file = own_file(folder, MANIFEST)
     manifest = read_json_object(file, error=CheckpointError, max_bytes=HEADER_LIMIT_BYTES)
     files = manifest.get("files")
     if manifest.get("algorithm") != "sha256" or not isinstance(files, dict):

@@ -21,13 +21,13 @@ from glm_mlx.checkpoint.folder import (
     choose_shards,
     compare_index,
     list_names,
-    own_file,
     read_index,
     read_manifest,
 )
 from glm_mlx.checkpoint.header import Stamp, TensorInfo, open_file, read_header
 from glm_mlx.checkpoint.refusal import bad_tensor, quote, unreadable
 from glm_mlx.errors import CheckpointError
+from glm_mlx.modelfile import own_file
 
 _BLOCK_BYTES = 1 << 24
 # NaN and infinity have all exponent bits set: how to view a value, and where those bits are.
@@ -62,7 +62,7 @@ class Checkpoint:
         tensors: dict[str, TensorInfo] = {}
         stamps: dict[Path, Stamp] = {}
         for name in choose_shards(folder, names, index):
-            file = own_file(folder, name)
+            file = own_file(folder, name, error=CheckpointError)
             stamps[file], infos = read_header(file)
             for info in infos:
                 first = tensors.setdefault(info.name, info)

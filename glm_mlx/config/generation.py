@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from glm_mlx.config.table import Range, Table
 from glm_mlx.errors import ConfigError
 from glm_mlx.jsonfile import read_json_object
+from glm_mlx.modelfile import find_file
 
 _LARGEST_VOCABULARY = 1 << 22
 _RANGES = {
@@ -46,8 +46,8 @@ def read_generation_config(folder: Path) -> GenerationDefaults:
     Raises:
         ConfigError: the file is there, and damaged or out of range.
     """
-    file = folder / "generation_config.json"
-    if not os.path.lexists(file):
+    file = find_file(folder, "generation_config.json", error=ConfigError)
+    if file is None:
         return GenerationDefaults()
     table = Table(read_json_object(file, error=ConfigError), file)
     given: dict[str, Any] = {

@@ -18,6 +18,7 @@ from glm_mlx.config.rope import TOKENS, Yarn, caller_settings, read_rotation
 from glm_mlx.config.table import Range, Table, shown
 from glm_mlx.errors import ConfigError, GLMWarning
 from glm_mlx.jsonfile import read_json_object
+from glm_mlx.modelfile import find_file
 
 FAMILIES = ("chatglm", "glm", "glm4")
 
@@ -107,7 +108,7 @@ def read_config(
     folder: Path, *, rope: Mapping[str, object] | None = None, trust_config: bool = False
 ) -> ModelConfig:
     """Read `config.json` of a model folder; options and errors as in `parse_config`."""
-    file = folder / "config.json"
+    file = find_file(folder, "config.json", error=ConfigError) or folder / "config.json"
     data = read_json_object(file, error=ConfigError)
     return parse_config(data, file=file, rope=rope, trust_config=trust_config)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from glm_mlx.errors import TokenizerError
 from glm_mlx.text.bytelevel import to_token
 
+_MAX_BYTES = 50 << 20  # GLM-4's own has 3 MB
+
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -40,14 +42,19 @@ def read_ranks(file: Path) -> dict[str, int]:
     """Read `base64(bytes) rank` lines into token -> rank, tokens spelled in the byte alphabet.
 
     Raises:
-        TokenizerError: a line is malformed, a token or a rank comes twice, or ranks leave a gap.
+        TokenizerError: the file is too large, a line is malformed, a token or a rank comes twice,
+            or ranks leave a gap.
     """
     ranks: dict[str, int] = {}
     try:
-        lines = file.read_bytes().splitlines()
+        with file.open("rb") as stream:
+            raw = stream.read(_MAX_BYTES + 1)
     except OSError as error:
         raise TokenizerError(f"cannot be read: {error.strerror}", file=file) from error
-    for number, line in enumerate(lines, start=1):
+    if len(raw) > _MAX_BYTES:
+        found = f"is larger than {_MAX_BYTES:,} bytes, the limit for this file"
+        raise TokenizerError(found, file=file)
+    for number, line in enumerate(raw.splitlines(), start=1):
         if not line:
             continue
         try:

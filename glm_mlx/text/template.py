@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_mlx.errors import OptionError, TemplateError
+from glm_mlx.modelfile import find_file
 from glm_mlx.text.marks import BORDER, Marks
 from glm_mlx.text.messages import Message, Tool, check_messages, check_tools, in_glm_roles, plain
 from glm_mlx.text.program import SOURCE_CHARACTERS, Program
@@ -38,10 +39,9 @@ def find_sources(
     without its prefix get glm-edge's. Others without a template are base models.
 
     Raises:
-        TemplateError: a template is not UTF-8, or not a text.
+        TemplateError: a template is not UTF-8, not a text, or not a file of the folder's own.
     """
-    file = folder / "chat_template.jinja"
-    if file.is_file():
+    if file := find_file(folder, "chat_template.jinja", error=TemplateError):
         try:
             with file.open(encoding="utf-8-sig") as stream:
                 return {"default": Source(stream.read(SOURCE_CHARACTERS + 1), file)}

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from glm_mlx.errors import GLMWarning, TemplateError, TokenizerError
 from glm_mlx.jsonfile import read_json_object
+from glm_mlx.modelfile import find_file
 from glm_mlx.text.bytelevel import to_bytes
 from glm_mlx.text.detokenizer import Detokenizer
 from glm_mlx.text.marks import Marks, any_of
@@ -73,8 +74,8 @@ class Tokenizer:
             TokenizerError: the files are missing, damaged, or of another model.
             TemplateError: a chat template that is not text; what is wrong inside shows when used.
         """
-        config = folder / "tokenizer_config.json"
-        settings = read_json_object(config, error=TokenizerError) if config.is_file() else {}
+        config = find_file(folder, "tokenizer_config.json", error=TokenizerError)
+        settings = read_json_object(config, error=TokenizerError) if config else {}
         vocabulary = read_vocabulary(folder, settings)
         if vocabulary.size > vocab_size:
             raise TokenizerError(

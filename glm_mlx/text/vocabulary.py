@@ -17,6 +17,7 @@ from tokenizers import models, pre_tokenizers
 
 from glm_mlx.errors import TokenizerError
 from glm_mlx.jsonfile import read_json_object
+from glm_mlx.modelfile import find_file
 from glm_mlx.text.bytelevel import ALPHABET
 from glm_mlx.text.ranks import PATTERN, SPECIAL_TOKENS, merges_of, read_ranks
 
@@ -56,10 +57,9 @@ def read_vocabulary(folder: Path, settings: Mapping[str, object]) -> Vocabulary:
     Raises:
         TokenizerError: no tokenizer file, a damaged one, or one that is not byte-level BPE.
     """
-    fast, ranks = folder / "tokenizer.json", folder / "tokenizer.model"
-    if fast.is_file():
+    if fast := find_file(folder, "tokenizer.json", error=TokenizerError):
         return _from_tokenizer_json(fast, settings)
-    if ranks.is_file():
+    if ranks := find_file(folder, "tokenizer.model", error=TokenizerError):
         return _from_ranks(ranks, settings)
     raise TokenizerError(
         "holds neither tokenizer.json nor tokenizer.model; download one of them", file=folder

@@ -80,5 +80,5 @@ def test_damage_is_an_error_and_never_a_default(tmp_path: Path, damage: str) -> 
 
 def test_link_to_nothing_is_damage(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").symlink_to(tmp_path / "gone")
-    with pytest.raises(ConfigError, match="file not found"):
+    with pytest.raises(ConfigError, match="is a link to nothing"):
         read_generation_config(tmp_path)

@@ -20,7 +20,7 @@ PACKAGE = "glm_mlx"
 # From the ground up. A file imports its own room and rooms on lower floors, never a neighbour.
 FLOORS = (
     {"errors"},
-    {"jsonfile"},
+    {"jsonfile", "modelfile"},
     {"config", "hub", "checkpoint", "text", "nano"},
     {"model"},
     {"load", "generate"},
