@@ -72,10 +72,12 @@ class Program:
     def _explained(self, error: Exception) -> TemplateError:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == self._file]
-        if isinstance(error, TemplateSyntaxError):
+        said = str(error)
+        if isinstance(error, TemplateSyntaxError):  # as text it repeats the line and names a file
             lines.append(error.lineno)
+            said = error.message or ""
         where = f"line {lines[-1]}: " if lines else ""
-        what = " ".join(str(error).split()) or type(error).__name__
+        what = " ".join(said.split()) or type(error).__name__
         return TemplateError(f"{where}{what}"[:400], file=self._file)
 
 

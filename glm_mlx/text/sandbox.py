@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from functools import partial, wraps
+from functools import partial, reduce, wraps
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import do_indent, make_attrgetter
+from jinja2.filters import do_format, do_indent, do_round, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -32,7 +32,7 @@ SPARE_CHARACTERS = 1_000_000
 """What a template may write beyond eight times its inputs."""
 
 # Chat templates need no more than these. Most of what jinja2 and Python have besides builds
-# something huge from a small argument: center, ljust, zfill, batch, lipsum, round(-10**9) ...
+# something huge from a small argument: center, ljust, zfill, batch, lipsum ...
 _FILTERS = """abs capitalize count d default dictsort e escape first float forceescape groupby int
 items last length list lower map max min reject rejectattr reverse safe select selectattr sort
 string title trim truncate unique upper urlencode wordcount"""
@@ -40,6 +40,7 @@ _METHODS = """capitalize casefold copy count endswith find format get index isal
 isdecimal isdigit islower isnumeric isspace istitle isupper items join keys lower lstrip partition
 removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines
 startswith strip swapcase title upper values"""
+_DECIMALS = 400  # more than a double has
 _WIDE = re.compile(r"\d{4}|\*|:[^}]*\{")  # a width beyond reason, or one that a value supplies
 
 
@@ -194,6 +195,31 @@ def _check_widths(form: str) -> None:
         raise Refused(f"formats to a width beyond reason: {form[:40]!r}")
 
 
+def _check_form(form: str, opening: str, values: object) -> None:
+    """Refuse a form whose fields, each spelled `opening`, could repeat large values too often."""
+    _check_widths(form)
+    meter = _METER.get()
+    meter.bound(form.count(opening) * _weight(values, meter.limit))
+
+
+def _format(form: object, *args: Any, **kwargs: Any) -> str:
+    _check_form(str(form), "%(", kwargs)
+    return do_format(str(form), *args, **kwargs)
+
+
+def _round(value: float, precision: int = 0, method: Any = "common") -> float:
+    if abs(precision) > _DECIMALS:
+        raise Refused(f"rounds to more than {_DECIMALS} places")
+    return do_round(value, precision, method)
+
+
+@pass_environment
+def _sum(env: jinja2.Environment, items: Any, attribute: Any = None, start: Any = 0) -> Any:
+    parts = items if attribute is None else map(make_attrgetter(env, attribute), items)
+    hold = _METER.get().hold
+    return reduce(lambda total, part: hold(total + part), parts, start)
+
+
 def _strftime_now(form: str) -> str:
     _check_widths(form)
     return datetime.now().strftime(form[:1000])
@@ -254,6 +280,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             extensions=[_Generation, loopcontrols],
         )
         ours = {"join": _join, "replace": _replace, "indent": _indent, "tojson": _tojson}
+        ours |= {"format": _format, "round": _round, "sum": _sum}
         ours |= {"<new>": _same, "<text>": _text}
         filters = {name: self.filters[name] for name in _FILTERS.split()} | ours
         self.filters = {name: _metered(function) for name, function in filters.items()}
@@ -285,7 +312,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             value, times = (right, left) if whole[0] else (left, right)
             meter.bound(_weight(value, meter.limit) * times)
         elif operator == "%" and isinstance(left, str):
-            _check_widths(left)
+            _check_form(left, "%(", right)
         return meter.hold(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -300,5 +327,5 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 case "replace":
                     obj = partial(_replace, text)
                 case "format" | "format_map":
-                    _check_widths(text)
+                    _check_form(text, "{", (args, kwargs))
         return meter.hold(super().call(context, obj, *args, **kwargs))

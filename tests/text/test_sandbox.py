@@ -51,6 +51,10 @@ RENDERED = [
     ("{{ {'a': '天<'}|tojson(indent=2, ensure_ascii=true) }}", '{\n  "a": "\\u5929<"\n}'),
     ("{{ messages|map(attribute='c')|list }}", "[' hi ', 'b']"),
     ("{{ messages|selectattr('k')|list|length }}{{ x|safe ~ '<' }}{{ x|safe + '<' }}", "1X<X&lt;"),
+    ("{{ '%s: %.2f'|format(x, 1.5) }}{{ '%(a)s'|format(a=1) }}", "X: 1.501"),
+    ("{{ 2.55|round(1) }}{{ 2.1|round(0, 'ceil') }}{{ 1234|round(-2)|int }}", "2.53.01200"),
+    ("{{ [1, 2.5]|sum }}{{ messages|map(attribute='c')|map('length')|sum(start=1) }}", "3.56"),
+    ("{{ [{'n': 1}, {'n': 2}]|sum('n') }}{{ [[1], [2]]|sum(start=[]) }}", "3[1, 2]"),
     ("{{ missing }}{{ missing is defined }}{{ none }}{{ x is string }}", "FalseNoneTrue"),
     ("  {% if true %}\n  a\n  {% endif %}\nb\n\n", "  a\nb\n"),
     ("{{ strftime_now('%d')|length }}{{ dict(a=1).a }}{{ cycler('p', 'q').next() }}", "21p"),
@@ -127,6 +131,13 @@ HUGE = [
     ("{{ '%*d' % (99999999, 1) }}", "formats to a width beyond reason"),
     ("{{ '{:999999999}'.format(1) }}", "formats to a width beyond reason"),
     ("{{ '{:{}}'.format(1, 999999999) }}", "formats to a width beyond reason"),
+    ("{{ '%999999999d'|format(1) }}", "formats to a width beyond reason"),
+    ("{{ ('%(a)s' * 9000)|format(a='x' * 900000) }}", "builds more than"),
+    ("{{ ('%(a)s' * 9000) % {'a': 'x' * 900000} }}", "builds more than"),
+    ("{{ ('{0}' * 9000).format('x' * 900000) }}", "builds more than"),
+    ("{{ 1|round(-10**9) }}", "rounds to more than 400 places"),
+    ("{{ 1|round(10**9, 'ceil') }}", "rounds to more than 400 places"),
+    ("{{ range(99999)|map(attribute='x', default=[0] * 9999)|sum(start=[]) }}", "builds more than"),
     ("{{ strftime_now('%999999d') }}", "formats to a width beyond reason"),
     ("{{ x.zfill(10**9) }}", "'zfill' of 'str' object is unsafe"),
     ("{{ (1).to_bytes(10**9) }}", "'to_bytes' of 'int' object is unsafe"),
@@ -169,6 +180,15 @@ SLOW = [
     "{% for i in range(99999) %}{% set y = range(9999)|map('string')|select|list|sort %}"
     "{% endfor %}",
 ]
+
+
+def test_an_error_names_no_file_but_the_template() -> None:
+    for source in ("{{ 'a'|center(10) }}", "{% if x %}", "{{ 1 +"):
+        with pytest.raises(TemplateError) as caught:
+            run(source)
+        assert "File" not in str(caught.value)
+        assert "introspection" not in str(caught.value)
+        assert str(caught.value).count("line 1") == 1
 
 
 @pytest.mark.parametrize("source", SLOW)
