@@ -1,4 +1,4 @@
-"""The Python face used wrongly, case 72 of the catalogue: a clear error, and the model goes on."""
+"""The Python face used wrongly: a clear error, and the model goes on."""
 
 from __future__ import annotations
 

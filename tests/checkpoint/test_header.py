@@ -1,6 +1,7 @@
 """One damaged file after another: each refused, with the file, the tensor and what is wrong.
 
-The number that begins a test's id is that of the input in the catalogue of bad inputs.
+The number that begins a test's id is its kind of damage, in the numbered list of bad inputs that
+tests/cli/test_catalogue.py and test_catalogue_shards.py spell out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,11 @@
 """Model folders that are wrong, through the whole program: config, tokenizer, template, kind.
 
-The number that begins a test's id is that of the input in the catalogue of bad inputs.
+The three files of this name are the numbered list of bad inputs; the number that begins a test's
+id is its kind. Here: 01 a path, 02 config.json as a file, 03 keys it lacks, 04 values of a wrong
+type or range, 05 sizes beyond the weights, 06 another architecture, 07 another family, 08 heads,
+09 the rotary share, 10 spellings of rope, 11 end of text, 12 tokenizer, 13 chat template,
+14 quantization, 15 code in the folder, 16 to 18 weights of another kind, 19 links, 20 special
+files, 21 names that differ by case.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Requests that are wrong, through the whole program and a real model: prompts, limits, options.
 
-The number that begins a test's id is that of the input in the catalogue of bad inputs.
+The numbered list of bad inputs, continued; the number that begins a test's id is its kind. Here:
+65 prompts that are no text, 66 the context exceeded, 67 sampling options, 68 stop strings, 69 logit
+bias. In test_processes.py: 70 streams that close or are narrow, 71 signals.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 """Weights that are wrong, through the whole program: shards, headers, index, values.
 
-The number that begins a test's id is that of the input in the catalogue of bad inputs.
+The numbered list of bad inputs, continued; the number that begins a test's id is its kind. Here:
+22 cut short, 23 shards that are missing or too many, 24 what the index names, 25 index and shards
+that disagree, 26 header length, 27 header syntax, 28 bytes that overlap or are nobody's, 29 shapes,
+30 offsets, 31 dtypes, 32 dtypes of the wrong role, 33 tensors that are missing or do not fit,
+34 values that are no numbers, 35 checksums, 36 a file that changes while it is read.
 """
 
 from __future__ import annotations
