@@ -16,10 +16,19 @@ from glm_mlx.errors import InputFileError
 
 MAX_BYTES = 10 << 20
 MAX_DEPTH = 100
+FOLDER_HINT = "is the folder complete?"  # nearly every file read here is part of a model
 
 
-def read_json(path: Path, *, error: type[InputFileError], max_bytes: int = MAX_BYTES) -> object:
+def read_json(
+    path: Path,
+    *,
+    error: type[InputFileError],
+    max_bytes: int = MAX_BYTES,
+    absent_hint: str | None = FOLDER_HINT,
+) -> object:
     """Parse one regular file of at most `max_bytes` as strict JSON (see `parse_json`).
+
+    `absent_hint` is what to do if there is no such file.
 
     Raises:
         InputFileError: of class `error`; the file is absent, unreadable, not a regular file (a
@@ -33,7 +42,7 @@ def read_json(path: Path, *, error: type[InputFileError], max_bytes: int = MAX_B
         with path.open("rb") as stream:
             raw = stream.read(max_bytes + 1)
     except FileNotFoundError:
-        raise error("file not found; is the folder complete?", file=path) from None
+        raise error("file not found", file=path, hint=absent_hint) from None
     except OSError as cause:
         raise error(f"cannot be read: {cause.strerror}", file=path) from cause
     if len(raw) > max_bytes:
@@ -42,10 +51,14 @@ def read_json(path: Path, *, error: type[InputFileError], max_bytes: int = MAX_B
 
 
 def read_json_object(
-    path: Path, *, error: type[InputFileError], max_bytes: int = MAX_BYTES
+    path: Path,
+    *,
+    error: type[InputFileError],
+    max_bytes: int = MAX_BYTES,
+    absent_hint: str | None = FOLDER_HINT,
 ) -> dict[str, object]:
     """Like `read_json`, for a file that must hold one JSON object."""
-    value = read_json(path, error=error, max_bytes=max_bytes)
+    value = read_json(path, error=error, max_bytes=max_bytes, absent_hint=absent_hint)
     if not isinstance(value, dict):
         raise error(f"holds {_kind(value)}; expected a JSON object", file=path)
     return value

@@ -12,8 +12,8 @@ import click
 
 from glm_mlx.cli import replies, stdin, terminal
 from glm_mlx.cli.conversation import Conversation
-from glm_mlx.cli.options import ModelChoice, debug_option, model_options, sampling_options, text
-from glm_mlx.errors import GLMError, OptionError
+from glm_mlx.cli.options import ModelChoice, Text, debug_option, model_options, sampling_options
+from glm_mlx.errors import ContextLengthError, GLMError, OptionError
 
 if TYPE_CHECKING:
     from glm_mlx.api import GLM
@@ -32,7 +32,7 @@ End a line with \\ to go on with the next, or put several between """ and """.
 
 @click.command()
 @model_options
-@click.option("--system-prompt", type=text, help="Instructions ahead of the conversation.")
+@click.option("--system-prompt", type=Text(), help="Instructions ahead of the conversation.")
 @click.option(
     "--max-tokens",
     "-m",
@@ -114,6 +114,7 @@ class Session:
             except GLMError as error:
                 if not person:
                     raise
+                leaving = False
                 terminal.say("error", str(error))
         if person:
             terminal.end_line()
@@ -136,7 +137,12 @@ class Session:
             terminal.emit(chunk.text)
 
         messages = [*self._conversation.messages, {"role": "user", "content": question}]
-        last = replies.stream(self._glm, messages, write, cache=self._cache, **self._options)
+        try:
+            last = replies.stream(self._glm, messages, write, cache=self._cache, **self._options)
+        except ContextLengthError as error:
+            if self._conversation.turns:
+                error.hint = "or forget the conversation with /clear"
+            raise
         answer = "".join(said)
         if not answer.endswith("\n"):
             terminal.emit("\n")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
+import secrets
+import stat
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -44,13 +45,16 @@ class Conversation:
     def save(self, file: Path, *, model: str) -> None:
         """Write it as JSON, so that `file` holds the old text or the new, never half of one.
 
+        A link stays one: what it leads to is written. A file that is there keeps its permissions.
+
         Raises:
             InputFileError: `file` is there and is no saved conversation, or cannot be written.
             ResourceError: the disk is full.
         """
-        if os.path.lexists(file):
+        target = Path(os.path.realpath(file))
+        if os.path.lexists(target):
             try:
-                Conversation.load(file)
+                Conversation.load(target)
             except InputFileError as error:
                 raise InputFileError(
                     "is not a saved conversation, so it is not overwritten; give another name",
@@ -58,7 +62,7 @@ class Conversation:
                 ) from error
         text = json.dumps({"model": model, "messages": self.messages}, ensure_ascii=False, indent=2)
         try:
-            _replace(file, f"{text}\n".encode())
+            _replace(target, f"{text}\n".encode())
         except OSError as error:
             kind = ResourceError if error.errno == errno.ENOSPC else InputFileError
             raise kind(f"cannot be written: {error.strerror}", file=file) from error
@@ -70,7 +74,7 @@ class Conversation:
         Raises:
             InputFileError: the file is unreadable or something else; names the message at fault.
         """
-        messages = read_json_object(file, error=InputFileError).get("messages")
+        messages = read_json_object(file, error=InputFileError, absent_hint=None).get("messages")
         if not isinstance(messages, list):
             raise InputFileError("is not a saved conversation", file=file, field="messages")
         for number, message in enumerate(messages):
@@ -98,13 +102,15 @@ def _bad_message(file: Path, number: int, found: str) -> InputFileError:
 
 def _replace(file: Path, data: bytes) -> None:
     """Put `data` in the place of `file` by way of a new file next to it."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with open(descriptor, "wb") as stream:
+    new = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    with new.open("xb") as stream:
+        try:
+            if file.exists():
+                new.chmod(stat.S_IMODE(file.stat().st_mode))
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
+            new.replace(file)
+        except BaseException:
+            new.unlink()
+            raise

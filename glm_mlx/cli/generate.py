@@ -12,11 +12,11 @@ import click
 from glm_mlx.cli import replies, stdin, terminal
 from glm_mlx.cli.options import (
     ModelChoice,
+    Text,
     debug_option,
     json_object,
     model_options,
     sampling_options,
-    text,
 )
 from glm_mlx.errors import InputFileError, OptionError
 from glm_mlx.jsonfile import read_json
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @model_options
-@click.option("--prompt", "-p", type=text, help='What to say; "-" or nothing reads stdin.')
-@click.option("--system-prompt", type=text, help="Instructions ahead of the prompt.")
+@click.option("--prompt", "-p", type=Text(), help='What to say; "-" or nothing reads stdin.')
+@click.option("--system-prompt", type=Text(), help="Instructions ahead of the prompt.")
 @click.option(
     "--max-tokens",
     "-m",
@@ -115,7 +115,7 @@ def _read_prompt(prompt: str | None, *, raw: bool) -> str:
 
 
 def _read_tools(file: Path) -> list[Any]:
-    tools = read_json(file, error=InputFileError)
+    tools = read_json(file, error=InputFileError, absent_hint=None)
     if not isinstance(tools, list):
         raise InputFileError("must hold a JSON list of function schemas", file=file)
     return tools

@@ -37,14 +37,23 @@ _SAMPLING = (
 )
 
 
-def text(value: str) -> str:
-    """Option type: text, where the shell may hand over bytes that are none."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        position = len(value[: error.start].encode())
-        raise click.BadParameter(f"not UTF-8 at byte {position:,}") from error
-    return value
+class Text(click.types.StringParamType):
+    """Option type: text, where the shell may hand over bytes that are none.
+
+    The value of an environment variable is one text, spaces and all, even if the option can be
+    given several times.
+    """
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            position = len(value[: error.start].encode())
+            raise click.BadParameter(f"not UTF-8 at byte {position:,}") from error
+        return value
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [rv]
 
 
 def json_object(value: str) -> dict[str, Any]:
@@ -155,6 +164,8 @@ def model_options(command: Command) -> Command:
         trust_config: bool,
         **others: Any,
     ) -> Any:
+        if revision is not None and model is None:
+            raise click.UsageError("--revision is of a Hugging Face model: give --model OWNER/NAME")
         rope: dict[str, object] = {}
         if rope_theta is not None:
             rope["rope_theta"] = rope_theta
@@ -185,10 +196,15 @@ def sampling_options(command: Command) -> Command:
         type=token_bias,
         metavar="ID=VALUE",
         multiple=True,
-        help="Add VALUE to a token's logit.",
+        help="Add VALUE to a token's logit; spaces separate several in an environment variable.",
     )
     @click.option("--seed", type=int, help="The same seed gives the same text.")
-    @click.option("--stop", type=text, multiple=True, help="End the reply before this text.")
+    @click.option(
+        "--stop",
+        type=Text(),
+        multiple=True,
+        help="End the reply before this text; an environment variable holds one.",
+    )
     @click.option(
         "--prefill-step-size",
         type=click.IntRange(min=1),

@@ -135,6 +135,20 @@ def test_a_failed_turn_ends_a_script_with_its_code(run: Run, fake_glm: Any) -> N
     assert fake_glm.closed
 
 
+def test_a_full_conversation_leads_to_clear(run: Run, fake_glm: Any) -> None:
+    """Which forgets turns, so it is no advice while there are none."""
+
+    def fail(number: int) -> None:
+        raise ContextLengthError("9 tokens do not fit; shorten the prompt")
+
+    fake_glm.before_piece = fail
+    assert "/clear" not in run("chat", "--model", "m", input=b"a\n").stderr
+    fake_glm.before_piece = lambda number: len(fake_glm.asked) < 3 or fail(number)
+    result = run("chat", "--model", "m", input=b"a\nb\n")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("shorten the prompt (or forget the conversation with /clear)\n")
+
+
 def test_a_base_model_cannot_chat(run: Run, fake_glm: Any) -> None:
     fake_glm.has_chat_template = False
     result = run("chat", "--model", "m", input=b"a\n")

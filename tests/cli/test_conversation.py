@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,48 @@ def test_other_files_are_neither_loaded_nor_replaced(
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputFileError, match=r"not overwritten|cannot be"):
         Conversation().save(tmp_path / name, model="m")
+
+
+def test_an_absent_file_is_no_part_of_a_folder(tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    with pytest.raises(InputFileError) as refused:
+        Conversation.load(file)
+    assert str(refused.value) == f"{file}: file not found"
+
+
+def test_a_new_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        Conversation().save(tmp_path / "talk.json", model="m")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "talk.json").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664])
+def test_a_file_behind_a_link_is_written_and_keeps_its_permissions(
+    tmp_path: Path, mode: int
+) -> None:
+    """The first save finds a link to nothing, the second one a file."""
+    file, link = tmp_path / "elsewhere" / "talk.json", tmp_path / "link"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    make(None, []).save(link, model="m")
+    file.chmod(mode)
+    conversation = make(None, [("a", "b")])
+    conversation.save(link, model="m")
+    assert link.is_symlink()
+    assert Conversation.load(file) == conversation
+    assert stat.S_IMODE(file.stat().st_mode) == mode
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_link_in_a_circle_is_left_alone(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    with pytest.raises(InputFileError, match="not overwritten"):
+        Conversation().save(link, model="m")
+    assert list(tmp_path.iterdir()) == [link]
 
 
 def test_a_failed_save_leaves_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

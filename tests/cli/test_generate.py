@@ -218,6 +218,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "template options list": ("--chat-template-config", "[]"),
     "template options deep": ("--chat-template-config", "[" * 100_000),
     "raw with system": ("--ignore-chat-template", "--system-prompt", "S"),
+    "revision of nothing": ("--revision", "main"),
 }
 
 
@@ -235,7 +236,7 @@ def test_bad_options_are_refused_before_the_model_loads(
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (None, "file not found"),
+        (None, "file not found\n"),
         ("{", "not JSON: "),
         ('{"type": "function"}', "must hold a JSON list"),
     ],
