@@ -111,7 +111,11 @@ def _report(error: Exception, *, debug: bool) -> int:
     cls=Program,
     context_settings={"auto_envvar_prefix": "GLM_MLX", "help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="glm-mlx", message="%(prog)s %(version)s")
+@click.version_option(
+    package_name="glm-mlx",
+    message="%(prog)s %(version)s",
+    allow_from_autoenv=False,  # GLM_MLX_VERSION is a name that deployments give their own meaning
+)
 @debug_option
 def main() -> None:
     """Run GLM-4 language models through MLX."""

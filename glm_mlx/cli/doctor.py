@@ -46,7 +46,8 @@ def doctor(json: bool) -> None:
         for finding in look():
             findings.append(finding)
             if not json:
-                terminal.emit(f"{finding.status:<5} {finding.name:<16} {finding.text}\n")
+                text = terminal.printable(finding.text)
+                terminal.emit(f"{finding.status:<5} {finding.name:<16} {text}\n")
     healthy = all(finding.status != "fail" for finding in findings)
     if json:
         checks = [asdict(finding) for finding in findings]
@@ -100,9 +101,18 @@ def _memory() -> Iterator[Finding]:
 
 def _hub_cache() -> Iterator[Finding]:
     folder = _hub_folder()
-    used = sum(path.lstat().st_size for path in folder.glob("*/blobs/*") if not path.is_symlink())
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    if str(folder).startswith("~"):
+        text = f"{folder} names an unknown home folder; check HF_HUB_CACHE and HF_HOME"
+        yield Finding("hub cache", "warn", text)
+        return
+    blobs = folder.glob("*/blobs/*")
+    try:
+        used = sum(path.lstat().st_size for path in blobs if not path.is_symlink())
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        yield Finding("hub cache", "warn", f"{folder} cannot be read: {error.strerror}")
+        return
     status: Literal["ok", "warn"] = "ok" if free >= _LOW_DISK_BYTES else "warn"
     yield Finding(
         "hub cache",
@@ -115,7 +125,8 @@ def _hub_folder() -> Path:
     """Where huggingface_hub keeps models, by its rules, without the cost of importing it."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    folder = os.environ.get("HF_HUB_CACHE") or f"{home}/hub"
+    return Path(os.path.expandvars(os.path.expanduser(folder)))
 
 
 def _reply() -> Iterator[Finding]:

@@ -48,7 +48,8 @@ def info(choice: ModelChoice, check: bool, json: bool) -> None:
     if json:
         terminal.emit_json(facts)
     else:
-        terminal.emit("".join(f"{name:<14}{value}\n" for name, value in _lines(facts).items()))
+        for name, value in _lines(facts).items():
+            terminal.emit(f"{name:<14}{terminal.printable(value)}\n")
     if findings:
         more = f" and {len(findings) - 5} more" if len(findings) > 5 else ""
         raise NumericError("; ".join(findings[:5]) + more, file=folder)

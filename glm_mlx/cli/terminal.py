@@ -92,15 +92,19 @@ def emit_json(value: object) -> None:
     emit(json.dumps(value, ensure_ascii=not readable) + "\n")
 
 
-def say(kind: str, text: str) -> None:
-    """Print one line about the work to stderr: `glm-mlx: error: ...`.
+def printable(text: str) -> str:
+    """Text that a terminal shows and never obeys: what is not printable becomes an escape.
 
-    Line breaks become spaces and control characters, which a hostile file name may hold, escapes.
+    File names and tokens of a hostile folder may hold line breaks and control sequences.
     """
-    line = " ".join(text.split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(kind: str, text: str) -> None:
+    """Print one line about the work to stderr: `glm-mlx: error: ...`, line breaks as spaces."""
+    line = printable(" ".join(text.split()))
     try:
-        print(f"glm-mlx: {kind}: {shown}", file=sys.stderr, flush=True)
+        print(f"glm-mlx: {kind}: {line}", file=sys.stderr, flush=True)
     except OSError:  # nobody can be told, which is no reason to fail
         discard(STDERR)
 

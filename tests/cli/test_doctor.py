@@ -69,12 +69,33 @@ def test_a_model_that_fails_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
+    ("folder", "found"),
+    [
+        ("~no such person/c", "~no such person/c names an unknown home folder"),
+        (f"/{'x' * 300}", "cannot be read: File name too long"),
+        ("/odd\x1b[2J\nname", r"/odd\x1b[2J\nname, holds 0 bytes"),
+    ],
+)
+def test_an_odd_hub_cache_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, folder: str, found: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", folder)
+    result = run("doctor")
+    assert (result.exit_code, result.stderr) == (0, "")
+    [line] = [line for line in result.stdout.splitlines() if "hub cache" in line]
+    assert found in line
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {},
         {"HF_HOME": "/h"},
         {"XDG_CACHE_HOME": "/x"},
         {"HF_HUB_CACHE": "/c", "HF_HOME": "/h"},
+        {"HF_HUB_CACHE": "~/c"},
+        {"HF_HUB_CACHE": "$HOME/c"},
+        {"HF_HUB_CACHE": "~no such person/c"},
     ],
 )
 def test_the_hub_cache_is_where_the_hub_puts_it(

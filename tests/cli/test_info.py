@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import mlx.core as mx
@@ -95,6 +96,27 @@ def test_a_person_reads_lines(run: Run, make_folder: FolderMaker) -> None:
     assert lines["weights"].endswith(" in 1 file")
     assert lines["sampling"] == "temperature 0.8, top_p 0.8"
     assert lines["check"] == "every value is finite"
+
+
+def test_nothing_in_a_folder_reaches_the_terminal_as_it_is(
+    run: Run, make_folder: FolderMaker, tmp_path: Path
+) -> None:
+    """Names of folders and tokens are whatever their maker liked, such as escape sequences."""
+    folder = make_folder("glm4").rename(tmp_path / "a\n\x1b[2J\u202e")
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    token = {"id": max(each["id"] for each in tokenizer["added_tokens"]) + 1, "content": "\x1b]0;"}
+    tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | token)
+    file.write_text(json.dumps(tokenizer))
+    result = run("info", "--model", str(folder))
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert lines[0].endswith(r"/a\n\x1b[2J\u202e")
+    assert rf"\x1b]0; {token['id']}" in result.stdout
+    found = facts(run, "--model", str(folder))
+    assert found["folder"] == str(folder)
+    assert found["special_ids"][token["content"]] == token["id"]
 
 
 def test_a_base_model_has_no_template(run: Run, make_folder: FolderMaker) -> None:

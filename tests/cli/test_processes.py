@@ -1,7 +1,7 @@
 """The program as its own process: signals, pipes that close, narrow encodings, full disks.
 
-The number that begins a test's id, where it has one, is that of the input in the catalogue of bad
-inputs.
+The numbered list of bad inputs of test_catalogue.py, continued: case 70 is streams that close or
+are narrow, case 71 signals.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import json
 import os
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -196,20 +196,27 @@ class Terminal:
         """Read until the screen shows the pattern past what was waited for before."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (found := re.search(pattern, self.screen)):
-            assert time.monotonic() < deadline, self.screen
-            try:
-                self.screen += os.read(self._keys, 4096).decode("utf-8", "replace")
-            except OSError:  # the other side is gone
-                raise AssertionError(self.screen) from None
+            more = self._read(deadline)
+            assert more, self.screen
+            self.screen += more
         self.screen = self.screen[found.end() :]
 
     def close(self) -> int:
         """Read to the end, so that nothing waits for room on the screen; return the exit code."""
-        with suppress(OSError):  # how Linux says that the other side is gone
-            while os.read(self._keys, 4096):
-                pass
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self._read(deadline):
+            pass
         os.close(self._keys)
         return self.process.wait(PATIENCE_SECONDS)
+
+    def _read(self, deadline: float) -> str:
+        """What comes next, by the deadline; nothing once the program has ended."""
+        patience_seconds = max(0.0, deadline - time.monotonic())
+        assert select.select([self._keys], [], [], patience_seconds)[0], self.screen
+        try:
+            return os.read(self._keys, 4096).decode("utf-8", "replace")
+        except OSError:  # how Linux says that the other side is gone
+            return ""
 
 
 def _own_terminal() -> None:
@@ -256,6 +263,18 @@ def test_ctrl_c_twice_at_the_prompt_leaves(chat: Terminal) -> None:
     chat.wait_for(">>> ")
     chat.press(CTRL_C)
     assert chat.close() == 130
+
+
+def test_an_error_between_two_ctrl_c_stays(chat: Terminal) -> None:
+    for _ in range(2):
+        chat.press(CTRL_C)
+        chat.wait_for("Ctrl-C again, or Ctrl-D, leaves")
+        chat.wait_for(">>> ")
+        chat.press("/typo\n")
+        chat.wait_for("error: no command /typo")
+        chat.wait_for(">>> ")
+    chat.press(CTRL_D)
+    assert chat.close() == 0
 
 
 def test_a_terminal_shows_figures_and_progress(model: str) -> None:

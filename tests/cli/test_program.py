@@ -57,6 +57,12 @@ def test_version(run: Run) -> None:
     assert re.fullmatch(r"glm-mlx \d+\.\d+\.\d+\n", run("--version").stdout)
 
 
+@pytest.mark.parametrize("value", ["1", "0.1.0"])
+def test_no_variable_asks_for_the_version(run: Run, fake_glm: Any, value: str) -> None:
+    result = run("generate", "-p", "Hi", env={"GLM_MLX_VERSION": value})
+    assert (result.exit_code, result.stdout) == (0, "Hello there\n")
+
+
 @pytest.mark.parametrize("name", ["generate", "chat", "info", "doctor"])
 def test_every_command_has_help_and_debug(run: Run, name: str) -> None:
     result = run(name, "--help")
@@ -152,8 +158,8 @@ def test_every_option_is_an_environment_variable_too(run: Run, fake_glm: Any) ->
         "MODEL": "m",
         "MAX_TOKENS": "9",
         "TEMP": "0.5",
-        "STOP": "x y",
-        "LOGIT_BIAS": "3=-1",
+        "STOP": " I  am\n",
+        "LOGIT_BIAS": "3=-1 4=2",
         "SYSTEM_PROMPT": "Be brief",
         "JSON": "1",
     }
@@ -163,8 +169,8 @@ def test_every_option_is_an_environment_variable_too(run: Run, fake_glm: Any) ->
     assert [message["content"] for message in messages] == ["Be brief", "Hi"]
     assert options["max_tokens"] == 9
     assert options["temperature"] == 0.5
-    assert options["stop"] == ("x", "y")
-    assert options["logit_bias"] == {3: -1.0}
+    assert options["stop"] == (" I  am\n",)
+    assert options["logit_bias"] == {3: -1.0, 4: 2.0}
 
 
 def test_an_option_and_its_variable_share_a_name() -> None:
