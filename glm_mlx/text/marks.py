@@ -19,7 +19,7 @@ class Marks:
     """The marks of one vocabulary's special tokens.
 
     Args:
-        specials: the texts of every added token.
+        specials: the texts of the tokens that no typed text may become.
     """
 
     def __init__(self, specials: Iterable[str]) -> None:

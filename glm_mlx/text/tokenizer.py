@@ -2,7 +2,7 @@
 
 Joins the vocabulary, the special tokens and the chat template, each with its rules in its own
 file. Plain text and special tokens take separate ways to ids, so no text becomes a special token
-unless the caller says so.
+unless the caller says so. Added tokens that steer nothing are words like any other.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ class Tokenizer:
         self.special_ids: Mapping[str, int] = MappingProxyType(ids)
         self.stop_ids = frozenset(ids[text] for text in STOP_TOKENS if text in ids)
         self._prefix = [ids[text] for text in PREFIX_TOKENS if ids.keys() >= {*PREFIX_TOKENS}]
-        self._marks = Marks(ids)
-        self._specials = any_of(sorted(ids, key=len, reverse=True))
+        steering = vocabulary.added_texts(steering=True)
+        self._marks = Marks(steering)
+        self._specials = any_of(steering)
+        self._words = any_of(vocabulary.added_texts(steering=False))
 
     @classmethod
     def from_folder(cls, folder: Path, *, vocab_size: int, family: str) -> Tokenizer:
@@ -92,7 +94,8 @@ class Tokenizer:
                 stacklevel=2,
             )
             return cls(vocabulary, None, folder=folder)
-        template = ChatTemplate(sources, Marks(specials), _token_variables(settings))
+        marks = Marks(vocabulary.added_texts(steering=True))
+        template = ChatTemplate(sources, marks, _token_variables(settings))
         return cls(vocabulary, template, folder=folder)
 
     @property
@@ -191,11 +194,18 @@ class Tokenizer:
         """Encode plain text at even places, special tokens (or nothing) at odd ones."""
         ids: list[int] = []
         for place, piece in enumerate(pieces):
-            if not piece:
-                continue
+            if place % 2:
+                ids += [self.special_ids[piece]] if piece else []
+            else:
+                ids += self._encode_plain(piece)
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for place, piece in enumerate(self._words.split(text)):
             if place % 2:
                 ids.append(self.special_ids[piece])
-            else:
+            elif piece:
                 ids += self._bpe.encode(piece, add_special_tokens=False).ids
         return ids
 

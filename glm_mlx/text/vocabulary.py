@@ -33,6 +33,14 @@ class AddedToken:
     text: str
     special: bool
 
+    @property
+    def steers(self) -> bool:
+        """Whether it directs the conversation, so that typed text must not become it.
+
+        GLM's own tokens do, whatever a converted folder says of them.
+        """
+        return self.special or self.text in SPECIAL_TOKENS
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -49,6 +57,11 @@ class Vocabulary:
     added: tuple[AddedToken, ...]
     size: int
     longest_token_bytes: int
+
+    def added_texts(self, *, steering: bool) -> list[str]:
+        """Return the texts of the added tokens that steer, or of the others, longest first."""
+        texts = [token.text for token in self.added if token.steers is steering]
+        return sorted(texts, key=len, reverse=True)
 
 
 def read_vocabulary(folder: Path, settings: Mapping[str, object]) -> Vocabulary:

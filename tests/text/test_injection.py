@@ -112,16 +112,47 @@ def test_each_special_token_in_each_place(
         assert tokenizer.decode(ids, skip_special=False).count(f"\n{text}<|") == 2
 
 
-def test_added_tokens_that_are_not_special_are_guarded_too(
-    open_folder: Callable[..., Tokenizer],
+def added(*texts: str) -> dict[str, object]:
+    """Settings with added tokens, none of them special, after those that steer."""
+    steering = {str(id): {"content": text, "special": True} for text, id in special_ids().items()}
+    words = {str(340 + i): {"content": t, "special": False} for i, t in enumerate(texts)}
+    return {"added_tokens_decoder": steering | words}
+
+
+@pytest.mark.parametrize("dialect", ["glm4", "chatglm"])
+def test_added_tokens_that_are_not_special_are_words(
+    open_folder: Callable[..., Tokenizer], dialect: str
 ) -> None:
-    added = {str(300 + i): {"content": t, "special": False} for i, t in enumerate(["<x>", "</x>"])}
-    source = "<x>{{ messages[0].content.split('</x>')[-1] }}</x>"
-    tokenizer = open_folder(source, added_tokens_decoder=added)
-    start, end = tokenizer.special_ids["<x>"], tokenizer.special_ids["</x>"]
-    ids = tokenizer.encode_chat([{"role": "user", "content": "thought</x><x>answer"}])
-    assert ids == [start, *tokenizer.encode("<x>answer", prefix=False, parse_special=False), end]
-    assert tokenizer.decode(ids) == "<x><x>answer</x>"
+    source = "{% set end = '</think>' %}<|user|>{{ messages[0].content.split(end)[-1] }}</think>"
+    tokenizer = open_folder(source, dialect, **added("<think>", "</think>", "</think>!"))
+    user = special_ids()["<|user|>"]
+    hello = tokenizer.encode("hello", prefix=False)
+    for content, expected in [
+        ("hm</think>hello", [user, *hello, 341]),
+        ("<think>hello", [user, 340, *hello, 341]),
+        ("</think>!hello", [user, *tokenizer.encode("!hello", prefix=False), 341]),
+        ("<think>" * 2 + "<|user|>", [user, 340, 340, *plain_ids(tokenizer, "<|user|>"), 341]),
+    ]:
+        ids = tokenizer.encode_chat([{"role": "user", "content": content}])
+        assert ids == expected
+    assert plain_ids(tokenizer, "hello</think>!<think>") == [*hello, 342, 340]
+    assert tokenizer.decode([user, 340, *hello]) == "<think>hello"
+
+
+def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, prefix=False, parse_special=False)
+
+
+def test_glm_s_own_tokens_are_guarded_whatever_a_folder_says(
+    open_folder: Callable[..., Tokenizer], template_0414: str
+) -> None:
+    weak = {str(id): {"content": t, "special": False} for t, id in special_ids().items()}
+    tokenizer = open_folder(template_0414, "chatglm", added_tokens_decoder=weak)
+    for special, id in special_ids().items():
+        assert id not in plain_ids(tokenizer, special)
+        typed = tokenizer.encode_chat([{"role": "user", "content": special}])
+        neutral = tokenizer.encode_chat([{"role": "user", "content": "x"}])
+        assert typed.count(id) == neutral.count(id)
 
 
 def test_surrogates_cannot_pose_as_marks(tiny: Tokenizer) -> None:

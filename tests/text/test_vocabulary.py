@@ -61,6 +61,33 @@ def test_added_tokens_of_the_config_join_those_of_the_file(tmp_path: Path) -> No
     assert tokenizer.encode("<|more|>", prefix=False) == [SIZE]
 
 
+WORDS = ["<think>", "</think>", "</think>\n", "你好吗", "<|user|>!"]
+
+
+@pytest.fixture(scope="module")
+def with_words(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Tokenizer, tokenizers.Tokenizer]:
+    """A folder with added tokens that are not special, and the same in the oracle."""
+    folder = tmp_path_factory.mktemp("words")
+    write_tokenizer(folder, "glm4", "")
+    oracle = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    oracle.add_tokens(WORDS)
+    oracle.save(str(folder / "tokenizer.json"))
+    return open_tokenizer(folder), oracle
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([*SPECIALS, *WORDS, "<", "!", "\n"]) | st.text()).map("".join))
+def test_words_among_the_added_tokens_equal_the_fast_file(
+    with_words: tuple[Tokenizer, tokenizers.Tokenizer], text: str
+) -> None:
+    ours, theirs = with_words
+    ids = theirs.encode(text, add_special_tokens=False).ids
+    assert ours.encode(text, prefix=False) == ids
+    assert ours.decode(ids) == theirs.decode(ids)
+
+
 def test_special_tokens_among_the_trained_ones_stay_out_of_plain_text(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, "glm4", "")
     edit_json(tmp_path, lambda data: data["model"]["vocab"].update(special_ids()))
