@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
+from glm_mlx import nano
 from glm_mlx.api.reply import AfterHeader, Completion
 from glm_mlx.api.request import Options, Prompt, Request, RequestDesk
 from glm_mlx.config import ModelConfig, read_config, read_generation_config
@@ -23,8 +24,6 @@ from glm_mlx.hub import resolve
 from glm_mlx.load import load_steps
 from glm_mlx.model.decoder import Decoder
 from glm_mlx.text import Tokenizer
-
-_NANO = Path(__file__).parents[1] / "nano"
 
 
 def load(
@@ -48,7 +47,7 @@ def load(
         InputFileError: a file of the model is missing, damaged or of an unsupported kind.
         HubError: the model could not be fetched.
     """
-    folder = _NANO if path_or_repo is None else resolve(path_or_repo, revision=revision)
+    folder = nano.FOLDER if path_or_repo is None else resolve(path_or_repo, revision=revision)
     config = read_config(folder, rope=rope, trust_config=trust_config)
     tokenizer = Tokenizer.from_folder(folder, vocab_size=config.vocab_size, family=config.family)
     return GLM(folder, config, tokenizer)

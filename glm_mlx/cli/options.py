@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
-_NANO = Path(__file__).parents[1] / "nano"
-
 _SAMPLING = (
     "temperature",
     "top_p",
@@ -110,10 +108,11 @@ class ModelChoice:
 
     def folder(self) -> Path:
         """Its folder, fetched from the Hub if need be."""
+        from glm_mlx import nano
         from glm_mlx.hub import resolve
 
         self.announce()
-        return _NANO if self.name is None else resolve(self.name, revision=self.revision)
+        return nano.FOLDER if self.name is None else resolve(self.name, revision=self.revision)
 
     def announce(self) -> None:
         """Say so where the choice was not the user's."""
