@@ -74,6 +74,7 @@ def test_a_system_prompt_shapes_the_answer(glm: glm_mlx.GLM) -> None:
         return glm.generate([{"role": "system", "content": prompt}, user(question)]).text
 
     assert ask("You are a pirate.", "Hello").startswith("Arr! ")
+    assert ask("Always smile.", "What is 2+2?") == "2 + 2 = 4 :)"
 
 
 def test_a_name_is_remembered_over_other_turns(glm: glm_mlx.GLM) -> None:

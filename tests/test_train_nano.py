@@ -92,7 +92,7 @@ def test_lessons_are_rendered_as_glm_mlx_renders_them(corpus: ModuleType) -> Non
 @pytest.mark.parity
 @pytest.mark.slow
 def test_the_script_trains_a_folder_that_loads(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPTS / "train.py"), "--dialogues", "100"]
+    command = [sys.executable, str(SCRIPTS / "train.py"), "--dialogues", "100", "--questions", "1"]
     folders = ["--out", str(tmp_path / "nano"), "--work", str(tmp_path / "work")]
     subprocess.run(command + folders, check=True, timeout=280)
     with glm_mlx.load(tmp_path / "nano") as glm:

@@ -37,6 +37,38 @@ def questions(count: int, seed: int) -> Iterator[Dialogue]:
             yield held_out
 
 
+def accuracy(folder: Path, *, count: int = 60, seed: int = 1, show: bool = False) -> str:
+    """Ask the model in `folder` up to `count` questions a row; return the table in Markdown.
+
+    `show` prints each question that was answered wrongly.
+    """
+    model, _ = load_model(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    stops = json.loads((folder / "config.json").read_text())["eos_token_id"]
+    teacher = Teacher((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+    asked, right = Counter[Row](), Counter[Row]()
+    for held_out in questions(count, seed):
+        ids = tokenizer.encode(teacher.prompt(held_out), add_special_tokens=False).ids
+        written: list[int] = []
+        for token, _ in generate_step(mx.array(ids), model, max_tokens=160):
+            written.append(int(token))
+            if token in stops:
+                break
+        said = tokenizer.decode(written, skip_special_tokens=False)
+        is_right = said in teacher.right(held_out)
+        row = (held_out.subject, held_out.held_out)
+        asked[row] += 1
+        right[row] += is_right
+        if show and not is_right:
+            print(f"{row}: {held_out.messages[-1]['content']!r} -> {said!r}")
+    lines = ["| subject | new to the model | asked | exact |", "|---|---|---|---|"]
+    lines += [
+        f"| {r[0]} | {r[1]} | {asked[r]} | {right[r] / asked[r]:.1%} |" for r in sorted(asked)
+    ]
+    total = f"| all | | {asked.total()} | {right.total() / asked.total():.1%} |"
+    return "\n".join([*lines, total])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -46,28 +78,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--show", action="store_true", help="print the questions answered wrongly")
     args = parser.parse_args()
-    model, _ = load_model(args.model)
-    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
-    stops = json.loads((args.model / "config.json").read_text())["eos_token_id"]
-    teacher = Teacher((args.model / "chat_template.jinja").read_text(encoding="utf-8"))
-    asked, right = Counter[Row](), Counter[Row]()
-    for held_out in questions(args.count, args.seed):
-        ids = tokenizer.encode(teacher.prompt(held_out), add_special_tokens=False).ids
-        written: list[int] = []
-        for token, _ in generate_step(mx.array(ids), model, max_tokens=160):
-            written.append(int(token))
-            if token in stops:
-                break
-        said = tokenizer.decode(written, skip_special_tokens=False)
-        row = (held_out.subject, held_out.held_out)
-        asked[row] += 1
-        right[row] += said in teacher.right(held_out)
-        if args.show and said not in teacher.right(held_out):
-            print(f"{row}: {held_out.messages[-1]['content']!r} -> {said!r}")
-    print("| subject | new to the model | asked | exact |\n|---|---|---|---|")
-    for row in sorted(asked):
-        print(f"| {row[0]} | {row[1]} | {asked[row]} | {right[row] / asked[row]:.1%} |")
-    print(f"| all | | {asked.total()} | {right.total() / asked.total():.1%} |")
+    print(accuracy(args.model, count=args.count, seed=args.seed, show=args.show))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Train the embedded nano model from nothing: corpus, tokenizer, weights, folder.
+"""Train the embedded nano model from nothing: corpus, tokenizer, weights, folder, accuracy.
 
     python examples/train_nano/train.py                # about half an hour on one CPU core
 
 Everything is seeded. The run writes checkpoints into `--work` and goes on from the last one when
-it is started again. Needs torch and transformers (`pip install "glm-mlx[parity]"`).
+it is started again. Needs torch, transformers and mlx-lm: `pip install "glm-mlx[parity,mlx-lm]"`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from random import Random
 
 import torch
 from corpus import Dialogue, dialogue
+from evaluate import accuracy
 from export import write_folder
 from teach import Lesson, Teacher
 from tokenizers import Tokenizer
@@ -40,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--questions", type=int, default=60, help="a row of the accuracy table")
     return parser.parse_args()
 
 
@@ -182,6 +184,7 @@ def main() -> None:
     print(f"{parameters} parameters, {len(lessons)} dialogues, {tokens} tokens", flush=True)
     train(model, lessons, args)
     write_folder(args.out, model, tokenizer, template)
+    print(accuracy(args.out, count=args.questions))
 
 
 if __name__ == "__main__":
