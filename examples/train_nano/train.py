@@ -3,7 +3,7 @@
     python examples/train_nano/train.py                # about half an hour on one CPU core
 
 Everything is seeded. The run writes checkpoints into `--work` and goes on from the last one when
-it is started again. Needs torch, transformers and mlx-lm: `pip install "glm-mlx[parity,mlx-lm]"`.
+it is started again. Needs torch, transformers and mlx-lm: `pip install "glm-mlx[parity,test]"`.
 """
 
 from __future__ import annotations
