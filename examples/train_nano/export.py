@@ -8,7 +8,8 @@ from pathlib import Path
 import mlx.core as mx
 from tokenizers import Tokenizer
 from transformers import Glm4ForCausalLM
-from vocabulary import SPECIALS
+
+from glm_mlx.text.ranks import SPECIAL_TOKENS
 
 BITS, GROUP_SIZE = 8, 64
 FIELDS = (
@@ -54,9 +55,9 @@ def write_folder(folder: Path, model: Glm4ForCausalLM, tokenizer: Tokenizer, tem
             "tokenizer_class": "PreTrainedTokenizerFast",
             "added_tokens_decoder": {
                 str(tokenizer.token_to_id(text)): {"content": text, "special": True}
-                for text in SPECIALS
+                for text in SPECIAL_TOKENS
             },
-            "additional_special_tokens": list(SPECIALS),
+            "additional_special_tokens": list(SPECIAL_TOKENS),
             "clean_up_tokenization_spaces": False,
             "eos_token": "<|endoftext|>",
             "pad_token": "<|endoftext|>",

@@ -11,7 +11,8 @@ from typing import Any, cast
 from corpus import Dialogue
 from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
-from vocabulary import SPECIALS
+
+from glm_mlx.text.ranks import SPECIAL_TOKENS
 
 PREFIX = "[gMASK]<sop>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -45,7 +46,7 @@ class Teacher:
 
     def text(self, dialogue: Dialogue) -> str:
         """The words of the dialogue without special tokens, for learning a vocabulary."""
-        pattern = "|".join(map(re.escape, SPECIALS))
+        pattern = "|".join(map(re.escape, SPECIAL_TOKENS))
         return re.sub(pattern, "\n", self.prompt(dialogue) + self.completion(dialogue))
 
     def completion(self, dialogue: Dialogue, rng: Random | None = None) -> str:
