@@ -49,23 +49,6 @@ class Owner:
         pool.lend(self._desk)
         weakref.finalize(self, self._desk.stop).atexit = False
 
-    def run(self, function: Callable[[], T]) -> T:
-        """Call ``function`` in the owner's thread between two steps of its jobs; return its result.
-
-        Raises:
-            ClosedError: the owner is closed, or belongs to the parent of this process.
-            OptionError: called from inside a job of this owner.
-        """
-        results: list[T] = []
-
-        def job() -> Job[None]:
-            results.append(function())
-            yield from ()
-
-        for _ in self.stream(job):
-            pass
-        return results.pop()
-
     def stream(self, start: Callable[[], Job[T]]) -> Generator[T, None, None]:
         """Iterate a job's items; closing or dropping the iterator cancels the job.
 
@@ -75,7 +58,8 @@ class Owner:
             start: makes the job; called, like the job, in the owner's thread.
 
         Raises:
-            ClosedError, OptionError: as `run`.
+            ClosedError: the owner is closed, or belongs to the parent of this process.
+            OptionError: called from inside a job of this owner.
         """
         self._check()
         return self._stream(start)

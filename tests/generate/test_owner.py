@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from makers.jobs import run
 
 from glm_mlx.errors import ClosedError, OptionError
 from glm_mlx.generate.owner import Job, Owner
@@ -56,20 +57,20 @@ def fail() -> None:
 
 def test_everything_runs_in_one_thread_of_its_own(owner: Owner) -> None:
     job = Counting(20)
-    home = owner.run(threading.get_ident)
+    home = run(owner, threading.get_ident)
     assert list(owner.stream(job)) == list(range(20))
     assert job.threads == {home}
     assert home != threading.get_ident()
-    assert owner.run(lambda: None) is None
+    assert run(owner, lambda: None) is None
 
 
 def test_errors_reach_the_caller_and_the_owner_goes_on(owner: Owner) -> None:
     with pytest.raises(KeyError, match="of a job") as caught:
-        owner.run(fail)
+        run(owner, fail)
     assert "in fail" in "".join(traceback.format_exception(caught.value))
     with pytest.raises(SystemExit):
-        owner.run(lambda: sys.exit(3))
-    assert owner.run(lambda: 7) == 7
+        run(owner, lambda: sys.exit(3))
+    assert run(owner, lambda: 7) == 7
 
 
 def test_items_before_an_error_are_delivered(owner: Owner) -> None:
@@ -135,13 +136,13 @@ def test_leaving_a_stream_closes_its_job_in_the_owner(how: str, owner: Owner) ->
             stream.throw(ZeroDivisionError())
     del stream
     assert job.closed.wait(SOON_SECONDS)
-    assert job.threads == {owner.run(threading.get_ident)}
+    assert job.threads == {run(owner, threading.get_ident)}
 
 
 def test_stream_never_begun_runs_nothing(owner: Owner) -> None:
     job = Counting()
     owner.stream(job).close()
-    owner.run(lambda: None)
+    run(owner, lambda: None)
     assert not job.threads
 
 
@@ -164,11 +165,11 @@ def test_interrupt_of_a_waiting_caller_cancels(owner: Owner) -> None:
 
 def test_call_from_inside_a_job_is_refused_not_a_deadlock(owner: Owner) -> None:
     with pytest.raises(OptionError, match="callback of the same model"):
-        owner.run(lambda: owner.run(lambda: 1))
+        run(owner, lambda: run(owner, lambda: 1))
     with pytest.raises(OptionError, match="callback of the same model"):
-        owner.run(lambda: next(owner.stream(Counting())))
+        run(owner, lambda: next(owner.stream(Counting())))
     other = Owner()
-    assert owner.run(lambda: other.run(lambda: 5)) == 5
+    assert run(owner, lambda: run(other, lambda: 5)) == 5
     other.close()
 
 
@@ -181,7 +182,7 @@ def test_close_ends_open_streams_and_refuses_new_ones() -> None:
     assert job.closed.is_set()
     with pytest.raises(ClosedError, match="closed while"):
         list(stream)
-    for use in (lambda: owner.run(fail), lambda: owner.stream(job), lambda: next(begun_late)):
+    for use in (lambda: run(owner, fail), lambda: owner.stream(job), lambda: next(begun_late)):
         with pytest.raises(ClosedError, match="load it again"):
             use()
 
@@ -191,20 +192,20 @@ def test_close_from_inside_a_job_ends_it_after_the_step(owner: Owner) -> None:
         owner.close()
         return "result"
 
-    assert owner.run(close) == "result"
+    assert run(owner, close) == "result"
     with pytest.raises(ClosedError):
-        owner.run(lambda: None)
+        run(owner, lambda: None)
 
 
 def test_forked_child_is_refused(owner: Owner) -> None:
-    owner.run(lambda: None)
+    run(owner, lambda: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         refused = 0
         owner.close()
-        for use in (Owner, lambda: owner.run(fail), lambda: owner.stream(Counting())):
+        for use in (Owner, lambda: run(owner, fail), lambda: owner.stream(Counting())):
             try:
                 use()
             except ClosedError as error:
@@ -227,8 +228,8 @@ def test_threads_are_used_again() -> None:
     gc.freeze()  # closing collects garbage; a test runner's heap makes that slow
     for _ in range(100):
         owner = Owner()
-        owner.run(lambda: mx.eval(mx.ones(4) + 1))
-        homes.add(owner.run(threading.get_ident))
+        run(owner, lambda: mx.eval(mx.ones(4) + 1))
+        homes.add(run(owner, threading.get_ident))
         owner.close()
         counts.append(os_threads())
     gc.unfreeze()

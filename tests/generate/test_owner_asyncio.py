@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from makers.jobs import run
 
 from glm_mlx.errors import ClosedError
 from glm_mlx.generate.owner import Job, Owner
@@ -117,7 +118,7 @@ def test_closed_event_loop_cancels_the_job(owner: Owner) -> None:
     loop.run_until_complete(anext(stream))
     loop.close()
     assert job.closed.wait(SOON_SECONDS)
-    assert owner.run(lambda: 1) == 1
+    assert run(owner, lambda: 1) == 1
 
 
 def test_errors_and_closing_reach_the_reader(owner: Owner) -> None:
