@@ -1,4 +1,4 @@
-"""Write a trained model as a folder that glm-mlx and mlx-lm open: 8-bit weights, configs, tokenizer."""
+"""Write a trained model as a folder that glm-mlx and mlx-lm open: 8-bit weights, configs."""
 
 from __future__ import annotations
 

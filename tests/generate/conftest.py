@@ -1,8 +1,8 @@
-"""Models for the generate room: a scripted one whose cache shows what it was given, a real one."""
+"""For the generate room: a scripted model that shows what it was given, a real one, an owner."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from makers.folders import FolderMaker
 
+from glm_mlx.generate.owner import Owner
 from glm_mlx.load import load_model
 from glm_mlx.model.cache import KVCache
 from glm_mlx.model.decoder import Decoder
@@ -49,6 +50,13 @@ def held_ids(cache: list[KVCache]) -> list[int]:
     """The ids in a scripted model's cache."""
     length = cache[0].offset
     return [] if cache[0].keys is None else cache[0].keys[0, 0, :length, 0].tolist()  # type: ignore[return-value]
+
+
+@pytest.fixture
+def owner() -> Iterator[Owner]:
+    one = Owner()
+    yield one
+    one.close()
 
 
 @pytest.fixture

@@ -11,44 +11,17 @@ import time
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from makers.jobs import run
+from makers.jobs import Counting, run
 
 from glm_mlx.errors import ClosedError, OptionError
 from glm_mlx.generate.owner import Job, Owner
 
 SOON_SECONDS = 10
-
-
-@pytest.fixture
-def owner() -> Iterator[Owner]:
-    one = Owner()
-    yield one
-    one.close()
-
-
-class Counting:
-    """A job that counts, and tells which thread it began, went and ended in."""
-
-    def __init__(self, stop: int = 10**9) -> None:
-        self.stop = stop
-        self.given = 0
-        self.threads: set[int] = set()
-        self.closed = threading.Event()
-
-    def __call__(self) -> Job[int]:
-        try:
-            for number in range(self.stop):
-                self.threads.add(threading.get_ident())
-                self.given = number + 1
-                yield number
-        finally:
-            self.threads.add(threading.get_ident())
-            self.closed.set()
 
 
 def fail() -> None:

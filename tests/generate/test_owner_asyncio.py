@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import Iterator
 
 import pytest
-from makers.jobs import run
+from makers.jobs import Counting, run
 
 from glm_mlx.errors import ClosedError
 from glm_mlx.generate.owner import Job, Owner
 
 SOON_SECONDS = 10
-
-
-@pytest.fixture
-def owner() -> Iterator[Owner]:
-    one = Owner()
-    yield one
-    one.close()
-
-
-class Counting:
-    """A job that counts for ever, slowly, and tells how far it got and when it was closed."""
-
-    def __init__(self, stop: int = 10**9, pause_seconds: float = 0.0) -> None:
-        self.stop, self.pause_seconds = stop, pause_seconds
-        self.given = 0
-        self.closed = threading.Event()
-
-    def __call__(self) -> Job[int]:
-        try:
-            for number in range(self.stop):
-                time.sleep(self.pause_seconds)
-                self.given = number + 1
-                yield number
-        finally:
-            self.closed.set()
 
 
 def test_items_in_order_and_streams_side_by_side(owner: Owner) -> None:
