@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = "glm_mlx"
+BESIDE = {"convert"}  # rooms whose folder stands beside the package, linked into it
 
 # From the ground up. A file imports its own room and rooms on lower floors, never a neighbour.
 FLOORS = (
@@ -24,6 +25,7 @@ FLOORS = (
     {"config", "hub", "checkpoint", "text", "nano"},
     {"model"},
     {"load", "generate"},
+    {"convert"},
     {"api"},
     {"cli"},
     {"", "__main__"},  # the roof: the package itself
@@ -52,8 +54,9 @@ class Import(NamedTuple):
 
 
 def module_name(path: Path) -> str:
-    """`glm_mlx/text/__init__.py` -> `glm_mlx.text`."""
+    """`glm_mlx/text/__init__.py` -> `glm_mlx.text`, `convert/plan.py` -> `glm_mlx.convert.plan`."""
     parts = path.with_suffix("").parts
+    parts = (PACKAGE, *parts) if parts[0] in BESIDE else parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -93,7 +96,9 @@ def imports_of(source: str, importer: str, *, is_package: bool) -> Iterator[Impo
 
 @pytest.fixture(scope="module")
 def modules(repository: Path, tracked: list[Path]) -> list[Path]:
-    return [path for path in tracked if path.parts[0] == PACKAGE and path.suffix == ".py"]
+    return [
+        path for path in tracked if path.parts[0] in {PACKAGE, *BESIDE} and path.suffix == ".py"
+    ]
 
 
 @pytest.fixture(scope="module")

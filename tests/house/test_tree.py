@@ -65,9 +65,21 @@ def test_no_path_of_anyones_machine(repository: Path, texts: dict[Path, str]) ->
 
 
 def test_the_package_list_is_the_tree(settings: dict[str, Any], tracked: list[Path]) -> None:
-    folders = {path.parent for path in tracked if path.parts[0] == "glm_mlx"}
-    folders = {folder for folder in folders if folder / "__init__.py" in tracked}
-    assert settings["setuptools"]["packages"] == sorted(".".join(f.parts) for f in folders)
+    places = {Path(place): name for name, place in settings["setuptools"]["package-dir"].items()}
+    folders = [path.parent for path in tracked if path.name == "__init__.py"]
+    inside = [folder for folder in folders if places.keys() & {folder, *folder.parents}]
+    names = [places.get(folder, ".".join(folder.parts)) for folder in inside]
+    assert settings["setuptools"]["packages"] == sorted(names)
+
+
+def test_rooms_beside_the_package_are_linked_into_it(
+    settings: dict[str, Any], repository: Path
+) -> None:
+    """So that a bare checkout, mypy and an editor find what an install finds."""
+    for name, place in settings["setuptools"]["package-dir"].items():
+        link = repository.joinpath(*name.split("."))
+        assert link.is_symlink() is (name != place)
+        assert link.resolve() == repository / place
 
 
 def test_every_data_file_ships(settings: dict[str, Any], tracked: list[Path]) -> None:
