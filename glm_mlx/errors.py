@@ -81,7 +81,7 @@ class ResourceError(GLMError):
 
 
 class HubError(GLMError):
-    """A model could not be fetched: network, permission or name."""
+    """A model could not be fetched or sent: network, permission or name."""
 
     exit_code = 5
 

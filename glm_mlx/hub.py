@@ -1,4 +1,4 @@
-"""A path or a Hub id to a local model folder; the only file that knows the network.
+"""A path or a Hub id to a local model folder, and a folder to the Hub; what knows the network.
 
 Knows nothing of what the folder holds, but that code in it is of no use here and is not fetched.
 """
@@ -8,20 +8,31 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
+from typing import Any
 
-from glm_mlx.errors import GLMError, HubError, InputFileError, OptionError, ResourceError
+from glm_mlx.errors import (
+    GLMError,
+    GLMWarning,
+    HubError,
+    InputFileError,
+    OptionError,
+    ResourceError,
+)
 
+CARD = "README.md"
 # Top level only: training checkpoints in subfolders would multiply the download.
-_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", CARD, "LICENSE*")
 _UNWANTED = ("*/*",)
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _HUB_ID = re.compile(rf"(?!.*(?:--|\.\.)){_NAME}/{_NAME}")
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_LATER = "what was fetched is kept; try again later"
-_LOG_IN = "log in with an account that may read it: hf auth login"
 
 # Class name in huggingface_hub.errors, most telling first: what it means, what to do. By name,
 # since the classes' own bases moved between its releases.
@@ -47,6 +58,13 @@ _REASONS = {
         "the Hub cannot be reached and the copy in the cache is incomplete",
         "connect to finish the download",
     ),
+}
+_REASONS_SENDING = _REASONS | {
+    "RepositoryNotFoundError": (
+        "the Hub has no such owner, or none that you may write for",
+        "check the name, then run: hf auth login",
+    ),
+    "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set", "unset it to upload"),
 }
 
 
@@ -110,33 +128,111 @@ def _only_a_path(name: str) -> bool:
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
+    with _explaining(repo, revision=revision):
         folder = snapshot_download(
             repo,
             revision=revision,
             allow_patterns=list(_WANTED),
             ignore_patterns=list(_UNWANTED),
         )
-    except Exception as cause:  # whatever HTTP, TLS or storage layer it came from
-        raise _explained(cause, repo, revision) from cause
     return Path(folder)
 
 
-def _explained(error: Exception, repo: str, revision: str | None) -> GLMError:
-    """The error of ours that says what a failed download means."""
+def origin(folder: Path) -> tuple[str, str] | None:
+    """Return the repository and the commit that a folder of the Hub's cache is a copy of."""
+    path = Path(os.path.abspath(folder))
+    if path.parent.name != "snapshots" or not _COMMIT.fullmatch(path.name):
+        return None
+    repo = path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return (repo, path.name) if is_hub_id(repo) else None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a repository may be called so: `owner/name`."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def read_metadata(card: str, *, file: object) -> dict[str, Any]:
+    """Return what the YAML block at the head of a model card says; nothing if there is none.
+
+    A block that cannot be read gets a warning that names `file`, and says nothing.
+    """
+    card = card.lstrip("\ufeff \r\n")
+    if not card.startswith("---"):
+        return {}
+    from huggingface_hub import ModelCard
+
+    try:
+        return dict(ModelCard(card, ignore_metadata_errors=True).data.to_dict())
+    except Exception as cause:  # the parser behind that class is not ours to name
+        said = " ".join(str(cause).split())
+        warnings.warn(f"{file}: its metadata is ignored: {said:.200}", GLMWarning, stacklevel=2)
+        return {}
+
+
+def write_metadata(data: Mapping[str, Any]) -> str:
+    """Return the YAML block for the head of a model card, fences included."""
+    from huggingface_hub import ModelCardData
+
+    return f"---\n{ModelCardData(**data).to_yaml()}\n---\n"
+
+
+def upload(folder: Path, repo: str, *, files: Iterable[str], card: str, private: bool) -> str:
+    """Send files of a folder to a repository, made if there is none, and return its address.
+
+    Asks nothing: the account is that of `hf auth login` or of HF_TOKEN. A second call goes on
+    where the first was cut off. The card comes last, in place of README.md.
+
+    Raises:
+        HubError: the Hub cannot be reached or refuses.
+        OptionError: `private` was asked for and the repository is there and public.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    with _explaining(repo, sending=True):
+        address = str(hub.create_repo(repo, private=private or None, exist_ok=True))
+        if private and not hub.model_info(repo).private:
+            raise OptionError(
+                f"{repo} is there and public; make it private on its settings page, or choose "
+                "another name",
+                field="private",
+            )
+        names = [escape(name) for name in files if name != CARD]
+        hub.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=names)
+        hub.upload_file(repo_id=repo, path_or_fileobj=card.encode(), path_in_repo=CARD)
+    return address
+
+
+@contextmanager
+def _explaining(repo: str, *, revision: str | None = None, sending: bool = False) -> Iterator[None]:
+    """Let errors of huggingface_hub, and of all beneath it, leave as ours."""
+    try:
+        yield
+    except GLMError:
+        raise
+    except Exception as cause:  # whatever HTTP, TLS or storage layer it came from
+        raise _explained(cause, repo, revision, sending=sending) from cause
+
+
+def _explained(error: Exception, repo: str, revision: str | None, *, sending: bool) -> GLMError:
+    """The error of ours that says what a failed download or upload means."""
     chain = list(_causes(error))
     if any(isinstance(one, OSError) and one.errno in _DISK_FULL for one in chain):
         return ResourceError(
             "the disk is full; what was fetched is kept", file=repo, hint="free space and run again"
         )
+    what, kept = ("upload", "sent") if sending else ("download", "fetched")
+    later = f"what was {kept} is kept; try again later"
     names = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    for name, (meaning, hint) in _REASONS.items():
+    for name, (meaning, hint) in (_REASONS_SENDING if sending else _REASONS).items():
         if name in names:
             fill = {"repo": repo, "revision": revision}
             return HubError(meaning.format(**fill), file=repo, hint=hint.format(**fill))
     statuses = [getattr(getattr(one, "response", None), "status_code", None) for one in chain]
     if status := next(filter(None, statuses), None):
-        hint = _LOG_IN if status in (401, 403) else _LATER
+        account = f"log in with an account that may {'write' if sending else 'read'} it"
+        hint = f"{account}: hf auth login" if status in (401, 403) else later
         return HubError(f"the Hub answered with HTTP status {status}", file=repo, hint=hint)
     if "LocalEntryNotFoundError" in names:
         return HubError(
@@ -145,7 +241,7 @@ def _explained(error: Exception, repo: str, revision: str | None) -> GLMError:
             hint="check the connection, or give a local folder",
         )
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return HubError(f"the download failed: {said}", file=repo, hint=_LATER)
+    return HubError(f"the {what} failed: {said}", file=repo, hint=later)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

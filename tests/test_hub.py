@@ -1,4 +1,7 @@
-"""A name that can be a path never reaches the Hub; what goes wrong there is said in one line."""
+"""A name that can be a path never reaches the Hub; what goes wrong there is said in one line.
+
+Uploads ask nothing and send the card last; metadata of cards survives a round trip.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,15 @@ from huggingface_hub.utils import hf_raise_for_status
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm_mlx.errors import GLMError, HubError, InputFileError, OptionError, ResourceError
-from glm_mlx.hub import resolve
+from glm_mlx.errors import (
+    GLMError,
+    GLMWarning,
+    HubError,
+    InputFileError,
+    OptionError,
+    ResourceError,
+)
+from glm_mlx.hub import is_hub_id, origin, read_metadata, resolve, upload, write_metadata
 
 REPO = "zai-org/GLM-4-9B-0414"
 Fetch = Callable[..., str]
@@ -133,14 +143,14 @@ def test_hub_id_is_fetched_without_code_and_subfolders(hub: Callable[[Fetch], No
         huggingface_hub.utils.filter_repo_objects(
             ["config.json", "model-00001-of-00004.safetensors", "chat_template.jinja",
              "tokenizer.model", "merges.txt", "modeling_chatglm.py", "pytorch_model.bin",
-             "checkpoint-500/model.safetensors", "model.gguf", "README.md"],
+             "checkpoint-500/model.safetensors", "model.gguf", "README.md", "LICENSE"],
             allow_patterns=asked["allow_patterns"],
             ignore_patterns=asked["ignore_patterns"],
         )
     )  # fmt: skip
     assert wanted == {
         "config.json", "model-00001-of-00004.safetensors", "chat_template.jinja",
-        "tokenizer.model", "merges.txt",
+        "tokenizer.model", "merges.txt", "README.md", "LICENSE",
     }  # fmt: skip
 
 
@@ -233,3 +243,114 @@ def test_interrupt_passes(hub: Callable[[Fetch], None]) -> None:
     hub(fetch)
     with pytest.raises(KeyboardInterrupt):
         resolve(REPO)
+
+
+def test_the_cache_tells_where_a_folder_is_from(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshots = tmp_path / "models--zai-org--GLM-4-9B-0414" / "snapshots"
+    assert origin(snapshots / commit) == (REPO, commit)
+    for other in (snapshots / "main", snapshots, tmp_path / commit, Path("/"), Path()):
+        assert origin(other) is None, other
+    assert origin(tmp_path / "datasets" / "snapshots" / commit) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [(REPO, True), ("GLM-4", False), ("a/b/c", False), ("a/b--c", False)]
+)
+def test_what_a_repository_may_be_called(name: str, expected: bool) -> None:
+    assert is_hub_id(name) is expected
+
+
+class FakeHub:
+    """Stands for `HfApi`: remembers what it was asked, fails where it is told to."""
+
+    def __init__(self, *, private: bool = False, fails: Callable[[], Exception] | None = None):
+        self.private, self.fails = private, fails
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def create_repo(self, repo: str, **options: Any) -> str:
+        self.asked.append(("create_repo", options))
+        return f"https://huggingface.co/{repo}"
+
+    def model_info(self, repo: str) -> FakeHub:
+        return self
+
+    def upload_folder(self, **options: Any) -> None:
+        if self.fails:
+            raise self.fails()
+        self.asked.append(("upload_folder", options))
+
+    def upload_file(self, **options: Any) -> None:
+        self.asked.append(("upload_file", options))
+
+
+def send(
+    monkeypatch: pytest.MonkeyPatch, fake: FakeHub, folder: Path, *, private: bool = False
+) -> str:
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
+    files = ["README.md", "config.json", "model[1].safetensors"]
+    return upload(folder, REPO, files=files, card="# Card", private=private)
+
+
+def test_an_upload_sends_what_is_named_and_the_card_last(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeHub()
+    assert send(monkeypatch, fake, nowhere) == f"https://huggingface.co/{REPO}"
+    (first, made), (second, sent), (third, card) = fake.asked
+    assert (first, second, third) == ("create_repo", "upload_folder", "upload_file")
+    assert made == {"private": None, "exist_ok": True}
+    assert (sent["repo_id"], sent["folder_path"]) == (REPO, nowhere)
+    names = ["config.json", "model[1].safetensors", "README.md", "other.json"]
+    chosen = huggingface_hub.utils.filter_repo_objects(names, allow_patterns=sent["allow_patterns"])
+    assert list(chosen) == names[:2]
+    assert card == {"repo_id": REPO, "path_or_fileobj": b"# Card", "path_in_repo": "README.md"}
+
+
+def test_a_private_upload_never_lands_in_a_public_repository(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeHub(private=False)
+    with pytest.raises(OptionError, match=f"{REPO} is there and public"):
+        send(monkeypatch, fake, nowhere, private=True)
+    assert fake.asked == [("create_repo", {"private": True, "exist_ok": True})]
+    assert send(monkeypatch, FakeHub(private=True), nowhere, private=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: http_error(404, "RepoNotFound"), "the Hub has no such owner"),
+        (
+            lambda: http_error(403),
+            "the Hub answered with HTTP status 403 (log in with an account that may write it",
+        ),
+        (lambda: http_error(503), "the Hub answered with HTTP status 503 (what was sent is kept"),
+        (lambda: hub_errors.OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE is set (unset it to upload"),
+        (lambda: ConnectionResetError(104, "Connection reset"), "the upload failed: [Errno 104]"),
+    ],
+)
+def test_failed_uploads_are_explained(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], Exception], said: str
+) -> None:
+    with pytest.raises(HubError) as caught:
+        send(monkeypatch, FakeHub(fails=make), nowhere)
+    assert str(caught.value).startswith(f"{REPO}: {said}")
+
+
+def test_metadata_is_read_as_it_was_written() -> None:
+    data = {"license": "other", "license_name": "glm-4", "language": ["zh", "en"], "tags": ["mlx"]}
+    card = write_metadata(data) + "\n# A model\n"
+    assert read_metadata(card, file="README.md") == data
+    assert read_metadata("\ufeff\n" + card, file="README.md") == data
+
+
+@pytest.mark.parametrize("card", ["", "# A model", "text\n---\nlicense: mit\n---\n"])
+def test_a_card_without_metadata_says_nothing(card: str) -> None:
+    assert read_metadata(card, file="README.md") == {}
+
+
+@pytest.mark.parametrize("block", ["a: [", "- list", "!!python/object:os.system {}", "a: b: c"])
+def test_unreadable_metadata_is_a_warning(block: str) -> None:
+    with pytest.warns(GLMWarning, match=r"^here/README.md: its metadata is ignored: "):
+        assert read_metadata(f"---\n{block}\n---\n", file="here/README.md") == {}
