@@ -2,11 +2,12 @@
 
 from glm_mlx.config.generation import GenerationDefaults, read_generation_config
 from glm_mlx.config.model import FAMILIES, ModelConfig, parse_config, read_config
-from glm_mlx.config.quantization import Quantization, QuantSpec
+from glm_mlx.config.quantization import MODES, Quantization, QuantSpec
 from glm_mlx.config.rope import Yarn
 
 __all__ = [
     "FAMILIES",
+    "MODES",
     "GenerationDefaults",
     "ModelConfig",
     "QuantSpec",

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from glm_mlx.config.table import Table, shown
 
-# Mode: bits, group sizes; the first of each is what MLX takes where an override is silent.
-_MODES: dict[str, dict[str, tuple[int, ...]]] = {
+# Mode: bits, group sizes; the first of each is what MLX takes where nothing is said.
+MODES: dict[str, dict[str, tuple[int, ...]]] = {
     "affine": {"bits": (4, 2, 3, 5, 6, 8), "group_size": (64, 32, 128)},
     "mxfp4": {"bits": (4,), "group_size": (32,)},
     "nvfp4": {"bits": (4,), "group_size": (16,)},
@@ -28,6 +28,10 @@ class QuantSpec:
     group_size: int
     mode: str
 
+    def to_json(self) -> dict[str, object]:
+        """Return the spec as MLX writes it."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -43,6 +47,13 @@ class Quantization:
     def spec_for(self, path: str) -> QuantSpec | None:
         """Return the spec of the module at `path`, or None to leave it unquantized."""
         return self.overrides.get(path, self.default)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the block as mlx-lm writes it, which `read_quantization` reads back."""
+        exceptions = {
+            path: False if spec is None else spec.to_json() for path, spec in self.overrides.items()
+        }
+        return self.default.to_json() | exceptions
 
 
 def read_quantization(config: Table) -> Quantization | None:
@@ -91,10 +102,10 @@ def _read_block(table: Table) -> Quantization:
 
 def _read_spec(table: Table) -> QuantSpec:
     mode = table.data.get("mode") or "affine"
-    if not isinstance(mode, str) or mode not in _MODES:
-        table.refuse("mode", f"is {shown(mode)}; expected one of {', '.join(_MODES)}")
+    if not isinstance(mode, str) or mode not in MODES:
+        table.refuse("mode", f"is {shown(mode)}; expected one of {', '.join(MODES)}")
     chosen = {}
-    for key, choices in _MODES[mode].items():
+    for key, choices in MODES[mode].items():
         value = table.data.get(key) if table.has(key) else choices[0]
         if not isinstance(value, int) or isinstance(value, bool) or value not in choices:
             expected = ", ".join(str(choice) for choice in sorted(choices))

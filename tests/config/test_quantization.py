@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,10 +27,8 @@ def read(**blocks: object) -> Quantization | None:
 
 @given(SPECS, st.dictionaries(PATHS, st.none() | SPECS, max_size=4))
 def test_written_then_read(default: QuantSpec, overrides: dict[str, QuantSpec | None]) -> None:
-    block = dict(vars(default)) | {
-        path: False if spec is None else dict(vars(spec)) for path, spec in overrides.items()
-    }
     expected = Quantization(default, overrides)
+    block = json.loads(json.dumps(expected.to_json()))
     assert read(quantization=block) == expected
     assert read(quantization=block, quantization_config=block) == expected
     assert read(quantization_config=block) == expected
@@ -36,6 +36,19 @@ def test_written_then_read(default: QuantSpec, overrides: dict[str, QuantSpec | 
     for path, spec in overrides.items():
         assert expected.spec_for(path) == spec
     assert expected.spec_for("no.such.module") == default
+
+
+def test_block_is_what_mlx_lm_writes() -> None:
+    block = Quantization(
+        QuantSpec(4, 64, "affine"), {"lm_head": QuantSpec(6, 32, "affine"), "model.a": None}
+    ).to_json()
+    assert block == {
+        "group_size": 64,
+        "bits": 4,
+        "mode": "affine",
+        "lm_head": {"group_size": 32, "bits": 6, "mode": "affine"},
+        "model.a": False,
+    }
 
 
 def test_absent_means_not_quantized() -> None:
