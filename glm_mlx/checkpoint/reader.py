@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +27,11 @@ from glm_mlx.checkpoint.folder import (
 )
 from glm_mlx.checkpoint.header import Stamp, TensorInfo, open_file, read_header
 from glm_mlx.checkpoint.refusal import bad_tensor, quote, unreadable
+from glm_mlx.checkpoint.rows import count_non_finite
 from glm_mlx.errors import CheckpointError
 from glm_mlx.modelfile import own_file
 
 _BLOCK_BYTES = 1 << 24
-# NaN and infinity have all exponent bits set: how to view a value, and where those bits are.
-_EXPONENTS = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000)}
 
 
 @dataclass(frozen=True)
@@ -93,16 +93,20 @@ class Checkpoint:
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError when a shard was replaced or written to since `open`."""
-        for file, stamp in self._stamps.items():
+        for file in self._stamps:
             try:
-                now = Stamp.of(file.stat())
+                status = file.stat()
             except OSError as cause:
                 raise unreadable(file, cause) from cause
-            if now != stamp:
-                raise CheckpointError(
-                    "changed since it was opened; wait until it is written, then start again",
-                    file=file,
-                )
+            self.check_stamp(file, status)
+
+    def check_stamp(self, file: Path, status: os.stat_result) -> None:
+        """Raise CheckpointError unless `status` is that of the shard that was checked."""
+        if Stamp.of(status) != self._stamps[file]:
+            raise CheckpointError(
+                "changed since it was opened; wait until it is written, then start again",
+                file=file,
+            )
 
     def check_data(self, *, on_progress: Callable[[int, int], None] | None = None) -> list[str]:
         """Read every byte, a block at a time, and return what is wrong with the values.
@@ -128,7 +132,7 @@ class Checkpoint:
                 if checksums is not None:
                     digest.update(block)
                 if info is not None:
-                    bad[info] += _count_non_finite(block, info.dtype)
+                    bad[info] += count_non_finite(block, info.dtype)
                 done_bytes += len(block)
                 if on_progress is not None:
                     on_progress(done_bytes, total_bytes)
@@ -164,13 +168,3 @@ def _read_blocks(
                     raise CheckpointError("was cut off while being read", file=file)
                 left_bytes -= size_bytes
                 yield info, block
-
-
-def _count_non_finite(block: bytes, dtype: str) -> int:
-    import numpy as np  # costs a tenth of a second, which only this check should pay
-
-    if dtype not in _EXPONENTS:
-        return 0
-    view, bits = _EXPONENTS[dtype]
-    values = np.frombuffer(block, view)
-    return int(np.count_nonzero(values & bits == bits))
