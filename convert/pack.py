@@ -131,8 +131,7 @@ def pack_block(
         return Packed(parts, beyond, 0.0, 0.0)
     before = exact[sample].astype(mx.float32)
     after = unpack({name: part[sample] for name, part in parts.items()}, piece)
-    error, norm = mx.stack([mx.sum(mx.square(x)) for x in (before - after, before)]).tolist()
-    return Packed(parts, beyond, error, norm)
+    return Packed(parts, beyond, _sum_of_squares(before - after), _sum_of_squares(before))
 
 
 def pack(floats: mx.array, piece: Piece) -> dict[str, mx.array]:
@@ -176,8 +175,17 @@ def _cast(floats: mx.array, dtype: str) -> tuple[mx.array, int]:
     largest = _LARGEST.get(dtype)
     if largest is None:
         return floats.astype(DTYPES[dtype]), 0
-    beyond = mx.sum(mx.abs(floats) > largest).tolist()
-    assert isinstance(beyond, int)
+    beyond = int(_sum(mx.abs(floats) > largest))
     if beyond:
         floats = mx.clip(floats, -largest, largest)
     return floats.astype(DTYPES[dtype]), beyond
+
+
+def _sum(array: mx.array) -> float:
+    total = mx.sum(array).item()
+    assert isinstance(total, int | float)
+    return total
+
+
+def _sum_of_squares(array: mx.array) -> float:
+    return _sum(mx.square(array))
