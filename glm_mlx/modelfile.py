@@ -1,7 +1,7 @@
 """Which files of a model folder may be opened: regular files of its own.
 
 A folder from a stranger may hold a link to a private file, a named pipe that blocks for ever or
-a device that never ends. Knows names and links; opens nothing.
+a device that never ends. Knows names and links, not what a file says.
 """
 
 from __future__ import annotations
@@ -48,3 +48,24 @@ def own_file(folder: Path, name: str, *, error: type[InputFileError]) -> Path:
         kind = "folder" if stat.S_ISDIR(mode) else "special file"
         raise error(f"is a {kind}, not a regular file; put the file itself here", file=file)
     return file
+
+
+def read_file(
+    folder: Path, name: str, *, error: type[InputFileError], max_bytes: int
+) -> bytes | None:
+    """Return the bytes of `folder / name`, checked as in `own_file`; None if nothing has that name.
+
+    Raises:
+        InputFileError: of class `error`; as in `own_file`, or the file is larger than `max_bytes`.
+    """
+    file = find_file(folder, name, error=error)
+    if file is None:
+        return None
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(max_bytes + 1)
+    except OSError as cause:
+        raise error(f"cannot be read: {cause.strerror}", file=file) from cause
+    if len(raw) > max_bytes:
+        raise error(f"is larger than {max_bytes:,} bytes, the limit for this file", file=file)
+    return raw

@@ -4,6 +4,7 @@ from glm_mlx.config.generation import GenerationDefaults, read_generation_config
 from glm_mlx.config.model import FAMILIES, ModelConfig, parse_config, read_config
 from glm_mlx.config.quantization import MODES, Quantization, QuantSpec
 from glm_mlx.config.rope import Yarn
+from glm_mlx.config.writing import to_chatglm_config, to_glm_config
 
 __all__ = [
     "FAMILIES",
@@ -16,4 +17,6 @@ __all__ = [
     "parse_config",
     "read_config",
     "read_generation_config",
+    "to_chatglm_config",
+    "to_glm_config",
 ]

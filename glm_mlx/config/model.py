@@ -23,22 +23,22 @@ from glm_mlx.modelfile import find_file
 FAMILIES = ("chatglm", "glm", "glm4")
 
 
-class _Number(NamedTuple):
+class Number(NamedTuple):
     glm: str  # the key in glm and glm4
     chatglm: str
     limits: Range
 
 
-_NUMBERS = {
-    "hidden_size": _Number("hidden_size", "hidden_size", Range(int, 1, 1 << 17)),
-    "num_layers": _Number("num_hidden_layers", "num_layers", Range(int, 1, 1024)),
-    "num_heads": _Number("num_attention_heads", "num_attention_heads", Range(int, 1, 4096)),
-    "num_kv_heads": _Number("num_key_value_heads", "multi_query_group_num", Range(int, 1, 4096)),
-    "head_dim": _Number("head_dim", "kv_channels", Range(int, 2, 4096)),
-    "intermediate_size": _Number("intermediate_size", "ffn_hidden_size", Range(int, 1, 1 << 20)),
-    "vocab_size": _Number("vocab_size", "padded_vocab_size", Range(int, 1, 1 << 22)),
-    "max_position_embeddings": _Number("max_position_embeddings", "seq_length", TOKENS),
-    "rms_norm_eps": _Number("rms_norm_eps", "layernorm_epsilon", Range(float, 1e-15, 0.1)),
+NUMBERS = {
+    "hidden_size": Number("hidden_size", "hidden_size", Range(int, 1, 1 << 17)),
+    "num_layers": Number("num_hidden_layers", "num_layers", Range(int, 1, 1024)),
+    "num_heads": Number("num_attention_heads", "num_attention_heads", Range(int, 1, 4096)),
+    "num_kv_heads": Number("num_key_value_heads", "multi_query_group_num", Range(int, 1, 4096)),
+    "head_dim": Number("head_dim", "kv_channels", Range(int, 2, 4096)),
+    "intermediate_size": Number("intermediate_size", "ffn_hidden_size", Range(int, 1, 1 << 20)),
+    "vocab_size": Number("vocab_size", "padded_vocab_size", Range(int, 1, 1 << 22)),
+    "max_position_embeddings": Number("max_position_embeddings", "seq_length", TOKENS),
+    "rms_norm_eps": Number("rms_norm_eps", "layernorm_epsilon", Range(float, 1e-15, 0.1)),
 }
 _DEFAULT_HEAD_DIM = 128  # in transformers and in chatglm's own code alike
 
@@ -191,7 +191,7 @@ def _read_family(table: Table) -> str:
 def _read_numbers(table: Table, family: str) -> dict[str, Any]:
     """The sizes under our names. What is missing is said at once, not key by key."""
     chatglm = family == "chatglm"
-    keys = {name: row.chatglm if chatglm else row.glm for name, row in _NUMBERS.items()}
+    keys = {name: row.chatglm if chatglm else row.glm for name, row in NUMBERS.items()}
     if chatglm:
         grouped = table.flag("multi_query_attention")
         if not (table.has(keys["num_kv_heads"]) if grouped is None else grouped):
@@ -206,7 +206,7 @@ def _read_numbers(table: Table, family: str) -> dict[str, Any]:
         name: table.number(
             keys[name], row.limits, _DEFAULT_HEAD_DIM if name == "head_dim" else None
         )
-        for name, row in _NUMBERS.items()
+        for name, row in NUMBERS.items()
     }
     heads, kv_heads = numbers["num_heads"], numbers["num_kv_heads"]
     if heads % kv_heads:

@@ -1,15 +1,16 @@
 """`tokenizer.model`, the tiktoken ranks of the 2024 repositories, as a vocabulary and its merges.
 
-Knows the file format and how merges follow from ranks; builds no tokenizer.
+Knows the file format, both ways, and how merges follow from ranks; builds no tokenizer.
 """
 
 from __future__ import annotations
 
 import binascii
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from glm_mlx.errors import TokenizerError
-from glm_mlx.text.bytelevel import to_token
+from glm_mlx.text.bytelevel import to_bytes, to_token
 
 _MAX_BYTES = 50 << 20  # GLM-4's own has 3 MB
 
@@ -78,18 +79,24 @@ def read_ranks(file: Path) -> dict[str, int]:
     return ranks
 
 
-def merges_of(ranks: dict[str, int]) -> list[tuple[str, str]]:
-    """Return the merges, best first, under which BPE tokenizes as tiktoken does with the ranks.
+def write_ranks(ranks: Mapping[str, int]) -> bytes:
+    """Return the file that `read_ranks` reads, in rank order, as tiktoken writes it."""
+    return b"".join(
+        b"%s %d\n" % (binascii.b2a_base64(to_bytes(token), newline=False), ranks[token])
+        for token in sorted(ranks, key=ranks.__getitem__)
+    )
+
+
+def merges_of(ranks: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """Yield the merges, best first, under which BPE tokenizes as tiktoken does with the ranks.
 
     Every way to cut a token into two others is a merge; a token's cuts stand together, in the
     order of their halves' ranks. Source: TikTokenConverter of transformers.
     """
-    merges: list[tuple[str, str]] = []
     for token in sorted(ranks, key=ranks.__getitem__):
         cuts = [
             (token[:i], token[i:])
             for i in range(1, len(token))
             if token[:i] in ranks and token[i:] in ranks
         ]
-        merges += sorted(cuts, key=lambda cut: (ranks[cut[0]], ranks[cut[1]]))
-    return merges
+        yield from sorted(cuts, key=lambda cut: (ranks[cut[0]], ranks[cut[1]]))

@@ -21,7 +21,7 @@ from glm_mlx.text.detokenizer import Detokenizer
 from glm_mlx.text.marks import Marks, any_of
 from glm_mlx.text.messages import check_text
 from glm_mlx.text.template import ChatTemplate, find_sources
-from glm_mlx.text.vocabulary import Vocabulary, read_vocabulary
+from glm_mlx.text.vocabulary import Vocabulary, check_size, read_vocabulary
 
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 """Each of them ends a completion, whatever a config lists."""
@@ -79,12 +79,7 @@ class Tokenizer:
         config = find_file(folder, "tokenizer_config.json", error=TokenizerError)
         settings = read_json_object(config, error=TokenizerError) if config else {}
         vocabulary = read_vocabulary(folder, settings)
-        if vocabulary.size > vocab_size:
-            raise TokenizerError(
-                f"the tokenizer has ids up to {vocabulary.size - 1:,}, but the model's vocab_size "
-                f"is {vocab_size:,}; take both from one repository",
-                file=folder,
-            )
+        check_size(vocabulary.size, vocab_size, folder)
         specials = [token.text for token in vocabulary.added]
         sources = find_sources(folder, settings, family=family, specials=specials)
         if not sources:

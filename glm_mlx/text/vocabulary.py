@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import tokenizers
 from tokenizers import models, pre_tokenizers
@@ -21,7 +22,7 @@ from glm_mlx.modelfile import find_file
 from glm_mlx.text.bytelevel import ALPHABET
 from glm_mlx.text.ranks import PATTERN, SPECIAL_TOKENS, merges_of, read_ranks
 
-_MAX_BYTES = 200 << 20  # GLM-4's own tokenizer.json has 20 MB
+MAX_TOKENIZER_BYTES = 200 << 20  # GLM-4's own tokenizer.json has 20 MB
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -74,13 +75,18 @@ def read_vocabulary(folder: Path, settings: Mapping[str, object]) -> Vocabulary:
         return _from_tokenizer_json(fast, settings)
     if ranks := find_file(folder, "tokenizer.model", error=TokenizerError):
         return _from_ranks(ranks, settings)
+    missing_vocabulary(folder)
+
+
+def missing_vocabulary(folder: Path) -> NoReturn:
+    """Refuse a folder without a tokenizer."""
     raise TokenizerError(
         "holds neither tokenizer.json nor tokenizer.model; download one of them", file=folder
     )
 
 
 def _from_tokenizer_json(file: Path, settings: Mapping[str, object]) -> Vocabulary:
-    data = read_json_object(file, error=TokenizerError, max_bytes=_MAX_BYTES)
+    data = read_json_object(file, error=TokenizerError, max_bytes=MAX_TOKENIZER_BYTES)
     match data.get("model"):
         case {"type": "BPE", "vocab": dict(tokens), "merges": list(pairs), **options}:
             pass
@@ -92,15 +98,11 @@ def _from_tokenizer_json(file: Path, settings: Mapping[str, object]) -> Vocabula
     listed = data.get("added_tokens", [])
     if not isinstance(listed, list):
         raise TokenizerError("added_tokens is not a list", file=file)
-    added = _by_id(listed, file)
-    texts = {token.text for token in added.values()}
-    for token in _added_tokens(settings).values():
-        if token.text not in texts:
-            added.setdefault(token.id, token)
+    added = join_added(added_by_id(listed, file), settings)
     # Trainers may list added tokens among the others, where plain text could reach them.
     texts = {token.text for token in added.values()}
     tokens = {token: index for token, index in tokens.items() if token not in texts}
-    _check_bytes(tokens, file)
+    check_bytes(tokens, file)
     shell = {"normalizer": data.get("normalizer"), "pre_tokenizer": data.get("pre_tokenizer")}
     empty = {"type": "BPE", "vocab": {}, "merges": []}
     try:
@@ -116,12 +118,9 @@ def _from_tokenizer_json(file: Path, settings: Mapping[str, object]) -> Vocabula
 
 def _from_ranks(file: Path, settings: Mapping[str, object]) -> Vocabulary:
     ranks = read_ranks(file)
-    _check_bytes(ranks, file)
-    added = _added_tokens(settings) or {
-        index: AddedToken(index, text, special=True)
-        for index, text in enumerate(SPECIAL_TOKENS, start=len(ranks))
-    }
-    tokenizer = tokenizers.Tokenizer(models.BPE(ranks, merges_of(ranks), ignore_merges=True))
+    check_bytes(ranks, file)
+    added = added_beside_ranks(ranks, settings)
+    tokenizer = tokenizers.Tokenizer(models.BPE(ranks, list(merges_of(ranks)), ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated"),
@@ -129,6 +128,28 @@ def _from_ranks(file: Path, settings: Mapping[str, object]) -> Vocabulary:
         ]
     )
     return _vocabulary(tokenizer, ranks, added, file)
+
+
+def join_added(
+    listed: Mapping[int, AddedToken], settings: Mapping[str, object]
+) -> dict[int, AddedToken]:
+    """Return the added tokens of a `tokenizer.json` and those only its config lists, by id."""
+    added = dict(listed)
+    texts = {token.text for token in listed.values()}
+    for token in added_tokens(settings).values():
+        if token.text not in texts:
+            added.setdefault(token.id, token)
+    return added
+
+
+def added_beside_ranks(
+    ranks: Mapping[str, int], settings: Mapping[str, object]
+) -> dict[int, AddedToken]:
+    """Return the added tokens of a `tokenizer.model`, which names none, by id."""
+    return added_tokens(settings) or {
+        index: AddedToken(index, text, special=True)
+        for index, text in enumerate(SPECIAL_TOKENS, start=len(ranks))
+    }
 
 
 def _vocabulary(
@@ -151,7 +172,26 @@ def _vocabulary(
     )
 
 
-def _check_bytes(tokens: dict[str, int], file: Path) -> None:
+def check_size(size: int, vocab_size: int, folder: Path) -> None:
+    """Check that a tokenizer's ids, all below `size`, are rows of a model's embedding.
+
+    Raises:
+        TokenizerError: naming `folder`.
+    """
+    if size > vocab_size:
+        raise TokenizerError(
+            f"the tokenizer has ids up to {size - 1:,}, but the model's vocab_size "
+            f"is {vocab_size:,}; take both from one repository",
+            file=folder,
+        )
+
+
+def check_bytes(tokens: Mapping[str, int], file: Path) -> None:
+    """Check that tokens, in the byte alphabet, can spell every text.
+
+    Raises:
+        TokenizerError: naming `file`; an id or a token is malformed, or a byte has no token.
+    """
     if not all(type(index) is int and index >= 0 for index in tokens.values()):
         raise TokenizerError("model.vocab holds an id that is not a whole number", file=file)
     if foreign := set().union(*tokens).difference(ALPHABET):
@@ -168,7 +208,8 @@ def _check_bytes(tokens: dict[str, int], file: Path) -> None:
         )
 
 
-def _added_tokens(settings: Mapping[str, object]) -> dict[int, AddedToken]:
+def added_tokens(settings: Mapping[str, object]) -> dict[int, AddedToken]:
+    """Return the added tokens that tokenizer_config.json lists, by id."""
     file = "tokenizer_config.json"
     match settings.get("added_tokens_decoder"):
         case None:
@@ -180,12 +221,17 @@ def _added_tokens(settings: Mapping[str, object]) -> dict[int, AddedToken]:
                 else entry
                 for key, entry in listed.items()
             ]
-            return _by_id(entries, file)
+            return added_by_id(entries, file)
         case _:
             raise TokenizerError("added_tokens_decoder is not an object", file=file)
 
 
-def _by_id(entries: list[object], file: object) -> dict[int, AddedToken]:
+def added_by_id(entries: list[object], file: object) -> dict[int, AddedToken]:
+    """Return the entries of a list of added tokens, by id.
+
+    Raises:
+        TokenizerError: an entry is malformed, repeated, or eats the text around it.
+    """
     added: dict[int, AddedToken] = {}
     texts: set[str] = set()
     for entry in entries:
