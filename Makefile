@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: hello test parity slow metal check lint format bench fuzz figures docs clean
+.PHONY: hello test parity slow metal check lint format bench bench-convert fuzz figures docs clean
 .NOTPARALLEL: # one install at a time, and nothing beside a measurement
 
 hello: $(VENV)/.installed
@@ -39,12 +39,16 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-test
 	$(RUN) tests/bench/bench.py
 
+# The converter against mlx-lm, and stopped some thousand times; needs 30 GB of disk.
+bench-convert: $(VENV)/.installed-test
+	$(RUN) tests/bench/bench_convert.py
+
 fuzz: $(VENV)/.installed-test
 	$(RUN) tests/bench/fuzz_checkpoint.py
 	$(RUN) tests/bench/fuzz_config.py
 
-# Every figure the documents quote, each as JSON; takes most of an hour.
-figures: $(VENV)/.installed-parity fuzz bench
+# Every figure the documents quote, each as JSON; takes hours.
+figures: $(VENV)/.installed-parity fuzz bench bench-convert
 	$(RUN) tests/bench/stream_exact.py
 	$(RUN) tests/bench/tokenizer_parity.py
 	$(RUN) tests/bench/exit_matrix.py

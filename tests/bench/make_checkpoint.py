@@ -121,7 +121,7 @@ def tensor_bytes(name: str, shape: tuple[int, ...], seed: list[int]) -> Iterator
     centre = 1.0 if name.endswith("norm.weight") else 0.0
     block = random_block(np.random.default_rng(seed), min(values, BLOCK_VALUES), centre)
     for start in range(0, values, len(block)):
-        yield memoryview(block[: values - start]).cast("B")
+        yield block[: values - start].data.cast("B")
 
 
 def write_shard(file: BinaryIO, shapes: TensorShapes, seed: int, first: int) -> None:
