@@ -1,0 +1,317 @@
+"""The folder in which a result is made, and the one step in which it becomes the result.
+
+Everything is written in DEST.unfinished, which the journal beside it records and locks; at the end
+that folder is renamed to DEST, and until then nothing has this name. A result to be replaced waits
+as DEST.replaced for that moment. Knows folders and names; what the files hold is the pipeline's.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from glm_mlx.checkpoint.folder import INDEX
+from glm_mlx.checkpoint.refusal import join, quote
+from glm_mlx.checkpoint.writer import PART, disk_errors, sync_folder, write_file
+from glm_mlx.convert.journal import Journal
+from glm_mlx.errors import OptionError, ResourceError
+
+REPORT = "conversion.json"  # what tells a finished result of ours from any other folder
+
+_PLACE_IS_WRONG = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EINVAL,
+}
+_BLOCK_BYTES = 4 << 20
+
+
+class Staging:
+    """A conversion under way; a context manager that holds the lock.
+
+    Leaving it without `finish` keeps what is there for the next run, if anything is.
+
+    Attributes:
+        folder: where the files of the result are written.
+        done: shard name -> entry, of the shards that an earlier run or this one recorded and that
+            still have the sha256 of their entry.
+    """
+
+    def __init__(
+        self, destination: Path, *, source: Path, fingerprint: str, overwrite: bool
+    ) -> None:
+        """Name a destination; nothing is looked at or made before the context is entered.
+
+        Args:
+            source: the folder that is read, which must lie apart.
+            fingerprint: equal for two runs that make the same files.
+            overwrite: replace a finished result of ours, or an unfinished one of other settings.
+        """
+        self._destination = Path(os.path.realpath(destination))
+        self._source = Path(os.path.realpath(source))
+        self._fingerprint = fingerprint
+        self._overwrite = overwrite
+        self._is_finished = False
+        self._replaced = self._beside(".replaced")
+        self._journal_file = self._beside(".unfinished.journal")
+        self.folder = self._beside(".unfinished")
+
+    def __enter__(self) -> Self:
+        """Take the destination, or refuse it before anything is changed.
+
+        Raises:
+            OptionError: the destination is the source, around it or inside it; holds something
+                else, or a result and `overwrite` is not given; is held by another process, or
+                by an unfinished conversion of other settings; or cannot be a folder.
+            ResourceError: the disk fails.
+        """
+        self._check_place()
+        with disk_errors(self.folder):
+            if not os.path.lexists(self._journal_file):
+                self._check_destination()
+            with self._creating():
+                os.makedirs(self._destination.parent, exist_ok=True)
+                self._journal = Journal(self._journal_file)
+            try:
+                self._repair()
+                self._check_destination()
+                self._open_folder()
+            except BaseException:
+                self.__exit__()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._is_finished and not self._journal.replacing:
+            with suppress(OSError, ResourceError):
+                self._remove_traces()
+        self._journal.close()
+
+    @property
+    def done(self) -> Mapping[str, dict[str, Any]]:
+        return self._journal.shards
+
+    def require(self, needed_bytes: int) -> None:
+        """Raise ResourceError when the disk has less free space than this."""
+        with disk_errors(self.folder):
+            free_bytes = shutil.disk_usage(self.folder).free
+        if free_bytes < needed_bytes:
+            raise ResourceError(
+                f"{needed_bytes:,} bytes needed, {free_bytes:,} free on its disk; free some space "
+                "or choose another disk",
+                file=self._destination,
+            )
+
+    def record(self, shard: str, entry: Mapping[str, object]) -> None:
+        """Remember a shard of `folder` that is whole; the next run will not make it again.
+
+        Args:
+            entry: JSON, holding the file's `sha256` in hex.
+        """
+        assert "sha256" in entry
+        self._journal.record(shard, entry)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file of the result in one step."""
+        write_file(self.folder / name, data)
+
+    def finish(self) -> None:
+        """Give the folder its final name, replacing an earlier result if that was asked for."""
+        replaces = self._check_destination()
+        with disk_errors(self._destination):
+            sync_folder(self.folder)
+            if replaces:
+                self._journal.set_replacing(True)
+                os.rename(self._destination, self._replaced)
+            os.rename(self.folder, self._destination)
+            sync_folder(self._destination.parent)
+            if replaces:
+                _remove_folder(self._replaced)
+            self._journal.remove()
+        self._is_finished = True
+
+    def _beside(self, suffix: str) -> Path:
+        return self._destination.parent / f"{self._destination.name}{suffix}"
+
+    def _check_place(self) -> None:
+        """Raise OptionError where no folder of this name may ever be made."""
+        destination = self._destination
+        for place in (destination, self.folder, self._replaced):
+            if _holds(self._source, place) or _holds(place, self._source):
+                raise OptionError(
+                    f"{quote(str(place))} and the source {quote(str(self._source))} are one "
+                    "folder or one inside the other; choose a destination apart from the source",
+                    field="destination",
+                )
+        if os.path.ismount(destination):
+            raise OptionError(
+                "is a mounted volume, which no folder can replace; name a folder inside it",
+                file=destination,
+                field="destination",
+            )
+        with self._creating(), suppress(FileNotFoundError):
+            os.lstat(self.folder / f"{INDEX}{PART}")  # the longest name there will be
+        with self._creating(), suppress(FileNotFoundError):
+            alike = [
+                name
+                for name in os.listdir(destination.parent)
+                if _fold(name) == _fold(destination.name)
+                and _compose(name) != _compose(destination.name)
+            ]
+            if alike:
+                raise OptionError(
+                    f"differs only in case from {join(sorted(alike))}, which is the same folder "
+                    "on a Mac; use that name or another",
+                    file=destination,
+                    field="destination",
+                )
+
+    def _check_destination(self) -> bool:
+        """Return whether a finished result stands there and is to be replaced."""
+        try:
+            names = os.listdir(self._destination)
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            raise self._refusal("is a file; choose another destination") from None
+        if not names:  # rename takes the place of an empty folder
+            return False
+        folders = [name for name in names if os.path.isdir(self._destination / name)]
+        if REPORT not in names or folders:
+            raise self._refusal(
+                "is not empty and no conversion of ours, so it is never replaced; "
+                "choose another destination"
+            )
+        if not self._overwrite:
+            raise self._refusal(
+                "holds a finished conversion; choose another destination, or overwrite it"
+            )
+        if os.path.lexists(self._replaced):
+            raise self._refusal(
+                f"cannot be replaced while {quote(self._replaced.name)} stands beside it; "
+                "move that away"
+            )
+        return True
+
+    def _repair(self) -> None:
+        """End what a crash left between two renames: the old result or the new one, not both."""
+        if not self._journal.replacing:
+            return
+        if os.path.lexists(self._replaced):
+            if not os.path.lexists(self._destination):
+                os.rename(self._replaced, self._destination)
+                sync_folder(self._destination.parent)
+            elif not os.path.lexists(self.folder):
+                _remove_folder(self._replaced)
+        self._journal.set_replacing(False)
+
+    def _open_folder(self) -> None:
+        """Make the folder, or keep what an earlier run recorded and remove the rest."""
+        journal = self._journal
+        is_there = os.path.lexists(self.folder)
+        if is_there and journal.fingerprint is None:
+            raise OptionError(
+                "exists and has no journal, so it is not continued; move it away or remove it",
+                file=self.folder,
+            )
+        is_same = journal.fingerprint == self._fingerprint
+        if is_there and not is_same:
+            if os.listdir(self.folder) and not self._overwrite:
+                raise OptionError(
+                    "holds an unfinished conversion of another source or other settings; give "
+                    "those to continue it, overwrite it, or choose another destination",
+                    file=self.folder,
+                    field="overwrite",
+                )
+            _remove_folder(self.folder)
+            is_there = False
+        if is_there:
+            journal.go_on()
+            self._keep_what_holds()
+        else:
+            journal.start(self._fingerprint)
+            with self._creating():
+                os.mkdir(self.folder)
+
+    def _keep_what_holds(self) -> None:
+        shards = self._journal.shards
+        names = set(os.listdir(self.folder))
+        for name, entry in list(shards.items()):
+            if name not in names or _sha256(self.folder / name) != entry["sha256"]:
+                del shards[name]
+        for name in sorted(names - shards.keys()):
+            os.unlink(self.folder / name)
+
+    def _remove_traces(self) -> None:
+        """Leave nothing where nothing was made."""
+        if self._journal.fingerprint is not None:
+            with suppress(FileNotFoundError):
+                os.rmdir(self.folder)  # which only an empty folder lets be done to it
+        self._journal.remove()
+
+    @contextmanager
+    def _creating(self) -> Iterator[None]:
+        """Turn the errors of a place where no folder can be made into an OptionError."""
+        try:
+            yield
+        except OSError as cause:
+            if cause.errno not in _PLACE_IS_WRONG:
+                raise
+            raise self._refusal(
+                f"cannot be created: {cause.strerror}; choose another destination"
+            ) from cause
+
+    def _refusal(self, found: str) -> OptionError:
+        return OptionError(found, file=self._destination, field="destination")
+
+
+def _holds(outer: Path, inner: Path) -> bool:
+    """Whether `inner` is `outer` or lies inside it, however either is spelled."""
+    return any(_is_same(outer, place) for place in (inner, *inner.parents))
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there
+        return one == other
+
+
+def _compose(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _fold(name: str) -> str:
+    return _compose(_compose(name).casefold())
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder of files; one that holds folders is none of ours and stays."""
+    for name in sorted(os.listdir(folder)):
+        os.unlink(folder / name)
+    os.rmdir(folder)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        position = 0
+        while block := os.pread(descriptor, _BLOCK_BYTES, position):
+            digest.update(block)
+            position += len(block)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
