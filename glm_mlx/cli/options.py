@@ -117,6 +117,10 @@ class ModelChoice:
     def announce(self) -> None:
         """Say so where the choice was not the user's."""
         if self.name is None:
+            if self.revision is not None:
+                raise click.UsageError(
+                    "--revision is of a Hugging Face model: give --model OWNER/NAME"
+                )
             terminal.say("note", "no --model given, so this is the tiny embedded one")
 
 
@@ -137,14 +141,9 @@ def debug_option(command: Command) -> Command:
     )(command)
 
 
-def model_options(command: Command) -> Command:
-    """Add the options that choose a model; the command receives them as `choice: ModelChoice`."""
+def config_options(command: Command) -> Command:
+    """Add the options about a model's config; received as `revision`, `rope`, `trust_config`."""
 
-    @click.option(
-        "--model",
-        metavar="PATH_OR_REPO",
-        help="Model folder or Hugging Face id.  [default: the embedded model]",
-    )
     @click.option("--revision", help="Branch, tag or commit of a Hugging Face model.")
     @click.option("--rope-theta", type=float, help="RoPE base, in place of the config's.")
     @click.option(
@@ -154,23 +153,36 @@ def model_options(command: Command) -> Command:
         "--trust-config", is_flag=True, help="Take doubtful values of config.json as they are."
     )
     @functools.wraps(command)
-    def wrapped(
-        *args: Any,
-        model: str | None,
-        revision: str | None,
-        rope_theta: float | None,
-        yarn: float | None,
-        trust_config: bool,
-        **others: Any,
-    ) -> Any:
-        if revision is not None and model is None:
-            raise click.UsageError("--revision is of a Hugging Face model: give --model OWNER/NAME")
+    def wrapped(*args: Any, rope_theta: float | None, yarn: float | None, **others: Any) -> Any:
         rope: dict[str, object] = {}
         if rope_theta is not None:
             rope["rope_theta"] = rope_theta
         if yarn is not None:
             rope |= {"rope_type": "yarn", "factor": yarn}
-        choice = ModelChoice(model, revision, rope or None, trust_config)
+        return command(*args, rope=rope or None, **others)
+
+    return wrapped
+
+
+def model_options(command: Command) -> Command:
+    """Add the options that choose a model; the command receives them as `choice: ModelChoice`."""
+
+    @click.option(
+        "--model",
+        metavar="PATH_OR_REPO",
+        help="Model folder or Hugging Face id.  [default: the embedded model]",
+    )
+    @config_options
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any,
+        model: str | None,
+        revision: str | None,
+        rope: dict[str, object] | None,
+        trust_config: bool,
+        **others: Any,
+    ) -> Any:
+        choice = ModelChoice(model, revision, rope, trust_config)
         return command(*args, choice=choice, **others)
 
     return wrapped

@@ -23,6 +23,7 @@ from glm_mlx.errors import GLMWarning
 INTERRUPTED, _TERMINATED = 130, 143
 STDOUT, STDERR = 1, 2
 _PROGRESS_AFTER_SECONDS = 0.5
+_PROGRESS_EVERY_SECONDS = 0.1
 _CLEAR_LINE = "\r\x1b[K"
 
 
@@ -118,6 +119,13 @@ def human_bytes(size_bytes: float) -> str:
     return f"{size_bytes:,.1f} GB"
 
 
+def clock(seconds: float) -> str:
+    """A time as a person reads it: `0:07`, `12:34`, `1:02:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 def end_line() -> None:
     """Go to a new line of the terminal, past what the keys for Ctrl-C or Ctrl-D left there."""
     print(file=sys.stderr, flush=True)
@@ -142,10 +150,32 @@ def discard(*descriptors: int) -> None:
     os.close(nowhere)
 
 
+class Pace:
+    """How fast work goes, as a mean since its first report.
+
+    What was done before that, by an earlier run, says nothing about speed.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int) -> tuple[float, float] | None:
+        """Return units a second and the seconds left; None while neither is known."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        began, before = self._first
+        if now <= began or done <= before:
+            return None
+        rate = (done - before) / (now - began)
+        return rate, (total - done) / rate
+
+
 class Progress:
     """A line on stderr that rewrites itself while work goes on.
 
-    There is none where nobody watches, nor before the work has taken long enough to wonder.
+    There is none where nobody watches, nor before the work has taken long enough to wonder. Bytes
+    are shown with their rate and the time left.
     """
 
     def __init__(self, work: str, unit: str) -> None:
@@ -153,16 +183,28 @@ class Progress:
         self._work, self._unit = work, unit
         self._visible = False
         self._watched = is_terminal(sys.stderr)
-        self._appears = time.monotonic() + _PROGRESS_AFTER_SECONDS
+        self._due = time.monotonic() + _PROGRESS_AFTER_SECONDS
+        self._pace = Pace()
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` units are done; all of them clears the line."""
+        pace = self._pace(done, total)
         if done >= total:
             self.close()
-        elif self._watched and time.monotonic() >= self._appears:
-            line = f"glm-mlx: {self._work}, {done:,} of {total:,} {self._unit}"
+        elif self._watched and time.monotonic() >= self._due:
+            line = f"glm-mlx: {self._work}, {self._amount(done, total, pace)}"
             print(_CLEAR_LINE + line, end="", file=sys.stderr, flush=True)
+            self._due = time.monotonic() + _PROGRESS_EVERY_SECONDS
             self._visible = True
+
+    def _amount(self, done: int, total: int, pace: tuple[float, float] | None) -> str:
+        if self._unit != "bytes":
+            return f"{done:,} of {total:,} {self._unit}"
+        amount = f"{human_bytes(done)} of {human_bytes(total)}"
+        if pace is None:
+            return amount
+        rate, seconds = pace
+        return f"{amount}, {human_bytes(rate)}/s, {clock(seconds)} left"
 
     def close(self) -> None:
         """Remove the line, if it is there."""
