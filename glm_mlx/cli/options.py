@@ -117,10 +117,6 @@ class ModelChoice:
     def announce(self) -> None:
         """Say so where the choice was not the user's."""
         if self.name is None:
-            if self.revision is not None:
-                raise click.UsageError(
-                    "--revision is of a Hugging Face model: give --model OWNER/NAME"
-                )
             terminal.say("note", "no --model given, so this is the tiny embedded one")
 
 
@@ -165,7 +161,10 @@ def config_options(command: Command) -> Command:
 
 
 def model_options(command: Command) -> Command:
-    """Add the options that choose a model; the command receives them as `choice: ModelChoice`."""
+    """Add the options that choose a model; the command receives them as `choice: ModelChoice`.
+
+    An argument `path_or_repo` of the command is a second way to say `--model`.
+    """
 
     @click.option(
         "--model",
@@ -180,9 +179,15 @@ def model_options(command: Command) -> Command:
         revision: str | None,
         rope: dict[str, object] | None,
         trust_config: bool,
+        path_or_repo: str | None = None,
         **others: Any,
     ) -> Any:
-        choice = ModelChoice(model, revision, rope, trust_config)
+        if model is not None and path_or_repo is not None:
+            raise click.UsageError("PATH_OR_REPO and --model are the same thing; give one of them")
+        name = path_or_repo if model is None else model
+        if revision is not None and name is None:
+            raise click.UsageError("--revision is of a Hugging Face model: give --model OWNER/NAME")
+        choice = ModelChoice(name, revision, rope, trust_config)
         return command(*args, choice=choice, **others)
 
     return wrapped
