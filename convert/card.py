@@ -61,7 +61,7 @@ tokenizer = AutoTokenizer.from_pretrained("{place}")
 _ERRORS = """\
 ## Measured errors
 
-Relative error |W − W'| / |W| of the matrices of each part, over every 16th row of each block.
+Relative error |W − W'| / |W| of the matrices of each part, over rows taken at even distances.
 
 ```text
 {table}```
