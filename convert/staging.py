@@ -21,9 +21,8 @@ from glm_mlx.checkpoint.folder import INDEX
 from glm_mlx.checkpoint.refusal import join, quote
 from glm_mlx.checkpoint.writer import PART, disk_errors, sync_folder, write_file
 from glm_mlx.convert.journal import Journal
+from glm_mlx.convert.report import REPORT
 from glm_mlx.errors import OptionError, ResourceError
-
-REPORT = "conversion.json"  # what tells a finished result of ours from any other folder
 
 _PLACE_IS_WRONG = {
     errno.EACCES,
@@ -77,12 +76,13 @@ class Staging:
                 by an unfinished conversion of other settings; or cannot be a folder.
             ResourceError: the disk fails.
         """
-        self._check_place()
         with disk_errors(self.folder):
+            self._check_place()
             if not os.path.lexists(self._journal_file):
                 self._check_destination()
             with self._creating():
-                os.makedirs(self._destination.parent, exist_ok=True)
+                if not self._destination.parent.exists():
+                    os.makedirs(self._destination.parent)
                 self._journal = Journal(self._journal_file)
             try:
                 self._repair()
@@ -94,10 +94,12 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._is_finished and not self._journal.replacing:
-            with suppress(OSError, ResourceError):
-                self._remove_traces()
-        self._journal.close()
+        try:
+            if not self._is_finished and not self._journal.replacing:
+                with suppress(OSError, ResourceError):
+                    self._remove_traces()
+        finally:
+            self._journal.close()
 
     @property
     def done(self) -> Mapping[str, dict[str, Any]]:
@@ -129,8 +131,8 @@ class Staging:
 
     def finish(self) -> None:
         """Give the folder its final name, replacing an earlier result if that was asked for."""
-        replaces = self._check_destination()
         with disk_errors(self._destination):
+            replaces = self._check_destination()
             sync_folder(self.folder)
             if replaces:
                 self._journal.set_replacing(True)
@@ -188,6 +190,7 @@ class Staging:
             raise self._refusal("is a file; choose another destination") from None
         if not names:  # rename takes the place of an empty folder
             return False
+        # A report and no folders is what tells a result of ours from anything else.
         folders = [name for name in names if os.path.isdir(self._destination / name)]
         if REPORT not in names or folders:
             raise self._refusal(

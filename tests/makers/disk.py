@@ -65,11 +65,13 @@ class Disk:
             self._dead |= fails and isinstance(self._error, Killed)
             if fails and name != "close" and not self._afterwards:  # a close is never undone
                 raise self._error
-            value = call(*arguments, **options)
+            try:
+                value = call(*arguments, **options)
+            finally:
+                if fails:
+                    raise self._error
             if name == "open":
                 self._names[value] = Path(arguments[0]).name
-            if fails:
-                raise self._error
             return value
 
         return wrapped
