@@ -12,7 +12,7 @@ from makers.vocabulary import write_tokenizer
 
 from glm_mlx.config import read_config, read_generation_config
 from glm_mlx.errors import ConfigError, InputFileError, TemplateError, TokenizerError
-from glm_mlx.modelfile import find_file, own_file
+from glm_mlx.modelfile import find_file, own_file, read_file
 from glm_mlx.text import Tokenizer
 
 
@@ -90,3 +90,11 @@ def test_links_in_the_folder_and_in_the_hub_cache(folder: Path, tmp_path: Path) 
     for read, _ in READERS.values():
         for place in (snapshot, folder, tmp_path / "link"):
             read(place)
+
+
+def test_a_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "LICENSE").write_bytes(b"MIT\r\n")
+    assert read_file(tmp_path, "LICENSE", error=ConfigError, max_bytes=5) == b"MIT\r\n"
+    assert read_file(tmp_path, "NOTICE", error=ConfigError, max_bytes=5) is None
+    with pytest.raises(ConfigError, match="LICENSE: is larger than 4 bytes"):
+        read_file(tmp_path, "LICENSE", error=ConfigError, max_bytes=4)

@@ -180,7 +180,7 @@ def _partial_rotary_factor(config: ModelConfig) -> float:
 
 
 def _rope_ratio(theta: float) -> float:
-    """The shortest ratio that gives theta, so that one read from a file comes back as it was."""
+    """The ratio of theta, rounded so that one read from a file comes back as it was."""
     ratio = float(f"{theta / 10000:.15g}")
     ratio = ratio if 10000.0 * ratio == theta else theta / 10000
     return int(ratio) if ratio.is_integer() else ratio
