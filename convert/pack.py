@@ -126,12 +126,14 @@ def pack_block(
     exact = floats if transform is None else transform.apply(floats, first)
     cast, beyond = _cast(exact, piece.dtype)
     parts = pack(cast, piece)
-    mx.eval(*parts.values())
     if piece.spec is None and cast is exact:
+        mx.eval(*parts.values())
         return Packed(parts, beyond, 0.0, 0.0)
     before = exact[sample].astype(mx.float32)
     after = unpack({name: part[sample] for name, part in parts.items()}, piece)
-    return Packed(parts, beyond, _sum_of_squares(before - after), _sum_of_squares(before))
+    sums = mx.stack([mx.sum(mx.square(before - after)), mx.sum(mx.square(before))])
+    mx.eval(sums, *parts.values())  # at once: each evaluation hands over to a thread of MLX
+    return Packed(parts, beyond, _number(sums[0]), _number(sums[1]))
 
 
 def pack(floats: mx.array, piece: Piece) -> dict[str, mx.array]:
@@ -175,17 +177,13 @@ def _cast(floats: mx.array, dtype: str) -> tuple[mx.array, int]:
     largest = _LARGEST.get(dtype)
     if largest is None:
         return floats.astype(DTYPES[dtype]), 0
-    beyond = int(_sum(mx.abs(floats) > largest))
+    beyond = int(_number(mx.sum(mx.abs(floats) > largest)))
     if beyond:
         floats = mx.clip(floats, -largest, largest)
     return floats.astype(DTYPES[dtype]), beyond
 
 
-def _sum(array: mx.array) -> float:
-    total = mx.sum(array).item()
-    assert isinstance(total, int | float)
-    return total
-
-
-def _sum_of_squares(array: mx.array) -> float:
-    return _sum(mx.square(array))
+def _number(scalar: mx.array) -> float:
+    value = scalar.item()
+    assert isinstance(value, int | float)
+    return value
