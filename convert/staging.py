@@ -163,7 +163,7 @@ class Staging:
                 file=destination,
                 field="destination",
             )
-        with self._creating(), suppress(FileNotFoundError):
+        with self._creating(), suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(self.folder / f"{INDEX}{PART}")  # the longest name there will be
         with self._creating(), suppress(FileNotFoundError):
             alike = [
