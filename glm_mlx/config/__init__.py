@@ -1,4 +1,4 @@
-"""`config.json` and `generation_config.json`, in all their spellings, as frozen dataclasses."""
+"""`config.json` and `generation_config.json`, in all spellings, as frozen dataclasses, and back."""
 
 from glm_mlx.config.generation import GenerationDefaults, read_generation_config
 from glm_mlx.config.model import FAMILIES, ModelConfig, parse_config, read_config
