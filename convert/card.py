@@ -22,6 +22,7 @@ PLACE = "OWNER/NAME"  # for the repository the folder is going to, known when it
 
 _MAX_CHARACTERS = 1 << 20
 _KEPT = ("license", "license_name", "license_link", "language")
+_LIBRARIES = ("mlx", "transformers")
 _ADDRESS = "https://huggingface.co"
 
 _USE = """\
@@ -116,7 +117,7 @@ def _metadata(report: ConversionReport, source: Mapping[str, Any]) -> dict[str, 
     """The YAML block: what the Hub sorts and filters models by."""
     kept = {key: _sound(source.get(key)) for key in _KEPT}
     library = "mlx" if report.layout == "mlx" else "transformers"
-    tags = _sound(source.get("tags")) or []
+    tags = [tag for tag in _sound(source.get("tags")) or () if tag not in _LIBRARIES]
     base = report.source if is_hub_id(report.source) else None
     relation = "quantized" if "mode" in report.recipe else None
     return kept | {
@@ -124,7 +125,7 @@ def _metadata(report: ConversionReport, source: Mapping[str, Any]) -> dict[str, 
         "base_model_relation": relation if base else None,
         "library_name": library,
         "pipeline_tag": "text-generation",
-        "tags": list(dict.fromkeys([*([tags] if isinstance(tags, str) else tags), library])),
+        "tags": [*dict.fromkeys(tags), library],
     }
 
 

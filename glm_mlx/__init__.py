@@ -1,6 +1,20 @@
 """GLM-4 on Apple Silicon through MLX: the public names, nothing else."""
 
-from glm_mlx.api import GLM, Completion, Options, load
+from glm_mlx.api import (
+    GLM,
+    Completion,
+    ConversionReport,
+    Options,
+    Progress,
+    Recipe,
+    UploadPlan,
+    Verification,
+    convert,
+    export,
+    load,
+    upload,
+    verify,
+)
 from glm_mlx.config import ModelConfig
 from glm_mlx.errors import (
     CheckpointError,
@@ -32,6 +46,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "ContextLengthError",
+    "ConversionReport",
     "GLM",
     "GLMError",
     "GLMWarning",
@@ -41,14 +56,22 @@ __all__ = [
     "NumericError",
     "OptionError",
     "Options",
+    "Progress",
     "PromptCache",
+    "Recipe",
     "ResourceError",
     "TemplateError",
     "Timings",
     "TokenizerError",
     "ToolCall",
+    "UploadPlan",
     "Usage",
+    "Verification",
     "__version__",
+    "convert",
+    "export",
     "load",
     "mlx_lm_classes",
+    "upload",
+    "verify",
 ]
