@@ -25,6 +25,10 @@ _COMMANDS = {
     "generate": "Complete a prompt and print the text.",
     "chat": "Talk with a model, turn by turn.",
     "info": "Describe a model folder and check it.",
+    "convert": "Convert a checkpoint to MLX weights, quantized or not.",
+    "verify": "Hold a converted folder against its source.",
+    "export": "Write a model as other programs read it.",
+    "upload": "Send a converted folder to the Hugging Face hub.",
     "doctor": "Check that this machine can run models.",
 }
 _NAME = "glm-mlx"

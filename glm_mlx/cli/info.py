@@ -16,6 +16,7 @@ from glm_mlx.errors import NumericError, TokenizerError
 from glm_mlx.jsonfile import read_json_object
 
 if TYPE_CHECKING:
+    from glm_mlx.api import ConversionReport
     from glm_mlx.checkpoint import Checkpoint
     from glm_mlx.config import ModelConfig
     from glm_mlx.text import Tokenizer
@@ -25,6 +26,7 @@ _DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
 @click.command()
+@click.argument("path_or_repo", required=False)
 @model_options
 @click.option("--check", is_flag=True, help="Read all weights: checksums, NaN, infinity.")
 @click.option("--json", is_flag=True, help="Print a JSON object.")
@@ -33,13 +35,17 @@ def info(choice: ModelChoice, check: bool, json: bool) -> None:
     """Describe a model folder and check it.
 
     Headers, index, config and tokenizer are checked against each other; weights are read only
-    with --check.
+    with --check. Of a converted folder the report is shown too.
     """
+    from glm_mlx.api import ConversionReport
     from glm_mlx.checkpoint import Checkpoint
 
     folder = choice.folder()
     checkpoint = Checkpoint.open(folder)
     facts = _facts(choice, folder, checkpoint)
+    report = ConversionReport.read(folder)
+    if report is not None:
+        facts["conversion"] = report.to_dict()
     findings: list[str] = []
     if check:
         with closing(terminal.Progress("reading the weights", "bytes")) as progress:
@@ -50,6 +56,8 @@ def info(choice: ModelChoice, check: bool, json: bool) -> None:
     else:
         for name, value in _lines(facts).items():
             terminal.emit(f"{name:<14}{terminal.printable(value)}\n")
+        if report is not None:
+            terminal.emit("\n" + "\n".join(map(terminal.printable, _conversion(report))) + "\n")
     if findings:
         more = f" and {len(findings) - 5} more" if len(findings) > 5 else ""
         raise NumericError("; ".join(findings[:5]) + more, file=folder)
@@ -152,6 +160,18 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
         findings = facts["check"]
         lines["check"] = findings if isinstance(findings, str) else f"{len(findings)} tensors bad"
     return lines
+
+
+def _conversion(report: ConversionReport) -> list[str]:
+    """The report of a converted folder, for a person."""
+    commit = "" if report.revision is None else f" at {report.revision}"
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    recipe = ", ".join(f"{key} {value}" for key, value in report.recipe.items())
+    lines = {"converted from": f"{report.source}{commit}", "by": versions, "recipe": recipe}
+    return [
+        *(f"{name:<14}  {value}" for name, value in lines.items()),
+        *report.table().splitlines(),
+    ]
 
 
 def _quantization_line(spec: dict[str, Any] | None) -> str:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import Result
 from makers.folders import DIALECTS, FolderMaker, Shape, make_weights
 
+from glm_mlx import convert
 from glm_mlx.checkpoint import Checkpoint
 
 Run = Callable[..., Result]
@@ -129,3 +130,22 @@ def test_the_embedded_model(run: Run) -> None:
     result = run("info")
     assert result.exit_code == 0
     assert "embedded" in result.stderr
+
+
+def test_a_converted_folder_shows_its_report(
+    run: Run, make_folder: FolderMaker, tmp_path: Path
+) -> None:
+    report = convert(make_folder("chatglm", **LAYOUT), tmp_path / "out", quantize="8bit")
+    assert facts(run, str(tmp_path / "out"))["conversion"] == json.loads(report.to_json())
+    text = run("info", str(tmp_path / "out")).stdout
+    assert text.endswith("\n" + report.table())
+    assert "\nconverted from  " in text
+    assert "conversion" not in facts(run, str(make_folder("glm4", **LAYOUT)))
+
+
+def test_a_model_is_an_argument_or_an_option(run: Run, make_folder: FolderMaker) -> None:
+    folder = str(make_folder("glm4", **LAYOUT))
+    assert facts(run, folder) == facts(run, "--model", folder)
+    result = run("info", folder, "--model", folder)
+    assert result.exit_code == 2
+    assert "PATH_OR_REPO and --model are the same thing" in result.stderr

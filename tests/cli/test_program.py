@@ -63,7 +63,7 @@ def test_no_variable_asks_for_the_version(run: Run, fake_glm: Any, value: str) -
     assert (result.exit_code, result.stdout) == (0, "Hello there\n")
 
 
-@pytest.mark.parametrize("name", ["generate", "chat", "info", "doctor"])
+@pytest.mark.parametrize("name", commands())
 def test_every_command_has_help_and_debug(run: Run, name: str) -> None:
     result = run(name, "--help")
     assert result.exit_code == 0
