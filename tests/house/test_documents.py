@@ -107,7 +107,9 @@ def test_error_page_is_the_error_tree(documents: dict[str, str]) -> None:
     assert sorted((a, b, int(code), d) for a, b, code, d in rows) == sorted(tree)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/python.md", "docs/errors.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/python.md", "docs/errors.md", "docs/converting.md"]
+)
 def test_python_of_the_documents_runs(
     name: str, documents: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
