@@ -131,6 +131,7 @@ class Staging:
 
     def finish(self) -> None:
         """Give the folder its final name, replacing an earlier result if that was asked for."""
+        assert (self.folder / REPORT).exists(), "what makes it a result is written last"
         with disk_errors(self._destination):
             replaces = self._check_destination()
             sync_folder(self.folder)

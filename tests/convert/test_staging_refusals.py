@@ -246,6 +246,7 @@ def test_case_45_a_name_that_leaves_no_room_for_the_others(place: Path) -> None:
     longest = os.pathconf(place, "PC_NAME_MAX") - len(".unfinished.journal")
     refuse(place / ("m" * (longest + 1)), place.parent / "source", "File name too long")
     with take(place / ("m" * longest), source=place.parent / "source") as staging:
+        staging.write("conversion.json", b"{}")
         staging.finish()
 
 
