@@ -22,6 +22,7 @@ from glm_mlx.checkpoint.refusal import join
 from glm_mlx.checkpoint.writer import ShardWriter
 from glm_mlx.config import ModelConfig, Quantization, read_config
 from glm_mlx.convert.card import model_card
+from glm_mlx.convert.files import model_files
 from glm_mlx.convert.learned import LEARNED, calibration_ids, read_transforms, write_transforms
 from glm_mlx.convert.pack import Transform, blocks_of, pack_block, read_block
 from glm_mlx.convert.plan import Piece, count_parameters, matrices, plan_pieces, quantized
@@ -33,6 +34,7 @@ from glm_mlx.hub import CARD
 from glm_mlx.load import build
 
 _MEASURED_ROWS = 16  # of each block; `verify --full` measures all of them
+CONFIG = "config.json"
 _SMALL_FILES_BYTES = 64 << 20  # tokenizer, configuration, report: an upper bound
 
 
@@ -91,8 +93,6 @@ def convert_folder(
         ResourceError: the disk is too small or fails.
     """
 
-    from glm_mlx.convert.files import model_files
-
     source = open_source(folder, settings)
     with (
         Staging(
@@ -111,14 +111,17 @@ def convert_folder(
             quantization=quantization,
             dtype=_name_of_dtype(source.pieces),
         )
-        transforms = _learn(folder, source, quantization, settings, staging, on_progress)
         pieces = quantized(source.pieces, quantization)
-        run = _Run(source, pieces, settings, transforms, staging, reader)
+        run = _Run(source, pieces, settings, staging, reader)
         staging.require(run.missing_bytes + _SMALL_FILES_BYTES)
-        run.write_weights(on_progress)
+        config_file = files.pop(CONFIG)  # without which nothing loads what else is there
+        while files:  # so that a tokenizer's megabytes are not held while weights are made
+            staging.write(*files.popitem())
+        run.write_weights(
+            _learn(folder, source, quantization, settings, staging, on_progress), on_progress
+        )
         report = run.report()
-        for name, data in files.items():
-            staging.write(name, data)
+        staging.write(CONFIG, config_file)
         staging.write(INDEX, index_json(run.shards, parameters=count_parameters(run.pieces)))
         manifest = {"algorithm": "sha256", "files": dict(report.files)}
         staging.write(MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
@@ -137,7 +140,6 @@ class _Run:
         source: Source,
         pieces: Sequence[Piece],
         settings: Settings,
-        transforms: Mapping[str, Transform],
         staging: Staging,
         reader: RowReader,
     ) -> None:
@@ -146,7 +148,7 @@ class _Run:
         self.settings = settings
         self.staging = staging
         self._reader = reader
-        self._transforms = transforms
+        self._transforms: Mapping[str, Transform] = {}
         self.shards = plan_shards(
             [piece.outputs for piece in pieces],
             max_bytes=settings.max_shard_bytes,
@@ -159,8 +161,11 @@ class _Run:
         done = self.staging.done
         return sum(s.size_bytes for s in self.shards if s.file_name not in done)
 
-    def write_weights(self, on_progress: OnProgress | None) -> None:
+    def write_weights(
+        self, transforms: Mapping[str, Transform], on_progress: OnProgress | None
+    ) -> None:
         """Make and record every shard that an earlier run did not."""
+        self._transforms = transforms
         total_bytes = sum(piece.size_bytes for piece in self.pieces)
         done_bytes = 0
         for shard in self.shards:

@@ -189,3 +189,15 @@ def test_settings_that_do_not_fit_the_source(
     with pytest.raises(OptionError, match=message):
         convert_folder(source, tmp_path / "result", settings(**options))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(bits=4), Recipe(mixed="mixed_3_6"), Recipe(mode="mxfp4")]
+)
+def test_mlx_lm_loads_a_glm4_result(tmp_path: Path, recipe: Recipe) -> None:
+    from mlx_lm.utils import load_model as load_in_mlx_lm
+
+    source = write_folder(tmp_path / "source", "glm4", bias=False)
+    convert_folder(source, tmp_path / "result", settings(recipe=recipe))
+    model, _ = load_in_mlx_lm(tmp_path / "result")
+    assert mx.allclose(model(IDS), logits_of(tmp_path / "result"), atol=1e-4).item()
