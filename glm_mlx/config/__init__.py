@@ -8,8 +8,8 @@ from glm_mlx.config.writing import to_chatglm_config, to_glm_config
 
 __all__ = [
     "FAMILIES",
-    "MODES",
     "GenerationDefaults",
+    "MODES",
     "ModelConfig",
     "QuantSpec",
     "Quantization",
