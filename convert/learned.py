@@ -60,12 +60,10 @@ def calibration_ids(folder: Path, config: ModelConfig, file: Path) -> list[list[
     """Return the beginning of a text as at most 64 rows of 512 tokens, each with the prefix.
 
     Raises:
-        InputFileError: the file cannot be read, is not UTF-8, or holds less than one row.
+        InputFileError: the file is not UTF-8, or holds less than one row.
     """
     try:
         text = file.read_text(encoding="utf-8")
-    except OSError as cause:
-        raise InputFileError(f"cannot be read: {cause.strerror}", file=file) from cause
     except UnicodeDecodeError as cause:
         raise InputFileError(f"not UTF-8 at byte {cause.start:,}", file=file) from cause
     tokenizer = Tokenizer.from_folder(folder, vocab_size=config.vocab_size, family=config.family)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from glm_mlx.errors import InputFileError
 
 if TYPE_CHECKING:
     from glm_mlx.convert.recipes import Recipe
@@ -47,6 +50,32 @@ class Settings:
     learn: str | None = None
     calibration: Path | None = None
     revision: str | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What decides the bits of the result, as JSON; what was left alone is left out.
+
+        Raises:
+            InputFileError: the calibration text cannot be read.
+        """
+        recipe = {} if self.recipe is None else asdict(self.recipe)
+        options = {
+            "layout": self.layout,
+            "dtype": self.dtype,
+            "dequantize": self.dequantize or None,
+            "rope": self.rope and dict(self.rope),
+            "allow_overflow": self.allow_overflow or None,
+            "max_shard_bytes": self.max_shard_bytes,
+            "learn": self.learn,
+            "calibration": self.calibration and _sha256(self.calibration),
+        }
+        return {key: value for key, value in (recipe | options).items() if value not in (None, {})}
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as cause:
+        raise InputFileError(f"cannot be read: {cause.strerror}", file=file) from cause
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ class QuantSpec:
     group_size: int
     mode: str
 
+    def __str__(self) -> str:
+        """`affine 4/64`: mode, bits, group size."""
+        return f"{self.mode} {self.bits}/{self.group_size}"
+
     def to_json(self) -> dict[str, object]:
         """Return the spec as MLX writes it."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
