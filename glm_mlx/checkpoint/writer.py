@@ -20,7 +20,8 @@ from glm_mlx.errors import ResourceError
 
 PART = ".part"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOTTY}  # some network and FAT volumes
+# What some network and FAT volumes answer; elsewhere than on Linux the two are not one number.
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
 _BLOCK_BYTES = 4 << 20
 
 

@@ -245,7 +245,11 @@ def test_a_volume_that_cannot_flush_folders_will_do(
             raise OSError(errno.EINVAL, "Invalid argument")
         fsync(descriptor)
 
+    def refuse_full(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
     monkeypatch.setattr(os, "fsync", refuse_folders)
+    monkeypatch.setattr("fcntl.fcntl", refuse_full)
     write_file(tmp_path / "a", b"a")
     assert (tmp_path / "a").read_bytes() == b"a"
 

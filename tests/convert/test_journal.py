@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from makers.disk import skip_flushes
 
 from glm_mlx.convert.journal import Journal
 from glm_mlx.errors import OptionError
@@ -28,9 +29,8 @@ def reopen(file: Path) -> State:
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    """No test here can see whether data is flushed, and it takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
+        skip_flushes(patch)
         yield
 
 

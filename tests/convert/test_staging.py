@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from makers.disk import Killed, failing_disk
+from makers.disk import Killed, failing_disk, skip_flushes
 
 from glm_mlx.checkpoint.layout import ShardPlan, TensorSpec, plan_shards
 from glm_mlx.checkpoint.writer import ShardWriter
@@ -29,8 +29,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of flushes would take minutes, and no test here can see whether they happen."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+    skip_flushes(monkeypatch)
 
 
 def plans() -> list[ShardPlan]:

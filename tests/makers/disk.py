@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +57,8 @@ class Disk:
         self._dead = False
         for name in CALLS:
             patch.setattr(os, name, self._wrap(name, getattr(os, name)))
+        if sys.platform == "darwin":  # whose way to flush is a call of its own
+            patch.setattr(fcntl, "fcntl", self._wrap("fsync", fcntl.fcntl))
 
     def _wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -87,3 +91,10 @@ def failing_disk(
     """Within the block, disk call number `fail_at` raises `error`, before or after its work."""
     with pytest.MonkeyPatch.context() as patch:
         yield Disk(patch, fail_at=fail_at, error=error or Killed(), afterwards=afterwards)
+
+
+def skip_flushes(patch: pytest.MonkeyPatch) -> None:
+    """Let nothing wait for the disk: a process sees no difference, and it is most of the time."""
+    patch.setattr(os, "fsync", lambda _: None)
+    if sys.platform == "darwin":
+        patch.setattr(fcntl, "fcntl", lambda *_: 0)
