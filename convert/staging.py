@@ -159,10 +159,8 @@ class Staging:
                     field="destination",
                 )
         if os.path.ismount(destination):
-            raise OptionError(
-                "is a mounted volume, which no folder can replace; name a folder inside it",
-                file=destination,
-                field="destination",
+            raise self._refusal(
+                "is a mounted volume, which no folder can replace; name a folder inside it"
             )
         with self._creating(), suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(self.folder / f"{INDEX}{PART}")  # the longest name there will be
@@ -174,11 +172,9 @@ class Staging:
                 and _compose(name) != _compose(destination.name)
             ]
             if alike:
-                raise OptionError(
+                raise self._refusal(
                     f"differs only in case from {join(sorted(alike))}, which is the same folder "
-                    "on a Mac; use that name or another",
-                    file=destination,
-                    field="destination",
+                    "on a Mac; use that name or another"
                 )
 
     def _check_destination(self) -> bool:
