@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -81,9 +82,12 @@ class ConversionReport:
 
     @property
     def layers(self) -> dict[str, float]:
-        """Part of the model -> root mean square of the relative errors of its matrices."""
+        """Part of the model, from the embedding to the head -> its error.
+
+        The error is the root mean square of the relative errors of the part's matrices.
+        """
         found: dict[str, list[float]] = {}
-        for tensor in self.tensors:
+        for tensor in sorted(self.tensors, key=lambda tensor: _depth(tensor.name)):
             if len(tensor.shape) == 2:
                 found.setdefault(_part_of(tensor.name), []).append(tensor.relative_error)
         return {part: math.sqrt(sum(e * e for e in es) / len(es)) for part, es in found.items()}
@@ -160,6 +164,14 @@ def _part_of(name: str) -> str:
     """`layer 3` for what is in a layer, else the module's own name."""
     match = _LAYER.match(name)
     return f"layer {match[1]}" if match else name.rpartition(".")[0].rpartition(".")[2]
+
+
+def _depth(name: str) -> int:
+    """Where in the model a tensor works: before, in, or after the layers, whatever file has it."""
+    match = _LAYER.match(name)
+    if match:
+        return int(match[1])
+    return -1 if "embed" in name else sys.maxsize
 
 
 def _align(rows: Iterable[tuple[str, ...]]) -> str:
