@@ -17,6 +17,7 @@ from glm_mlx.checkpoint import Checkpoint, RowReader
 from glm_mlx.checkpoint.folder import INDEX, MANIFEST
 from glm_mlx.checkpoint.layout import index_json
 from glm_mlx.config import ModelConfig, Quantization, read_config
+from glm_mlx.convert.budget import allocate
 from glm_mlx.convert.card import model_card
 from glm_mlx.convert.files import model_files
 from glm_mlx.convert.learned import LEARNED, calibration_ids, read_transforms, write_transforms
@@ -145,8 +146,6 @@ def _choose(
         return None
     if recipe.target_bits is None and recipe.target_bytes is None:
         return recipe.quantization(matrices(source.pieces))
-    from glm_mlx.convert.budget import allocate
-
     return allocate(recipe, source.pieces, reader, source.config, on_progress)
 
 
