@@ -19,6 +19,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 PATIENCE_SECONDS = 600
+USAGE = 2
 DISTURB = Path(__file__).with_name("disturb.py")
 PROGRAM = (sys.executable, "-m", "glm_mlx")
 _SHARDS = "model*.safetensors"
@@ -139,6 +140,8 @@ class Conversion:
     ) -> Outcome:
         """Stop one conversion in an empty folder, look, continue it, look again.
 
+        One that was finished is run again too: it is refused, and the last traces are gone.
+
         Args:
             place: the parent of the destination; made and removed here.
             stop: runs the command line given and stops it somehow.
@@ -161,14 +164,13 @@ class Conversion:
         outcome = Outcome(ended, left, len(list(unfinished.glob(_SHARDS))))
         if release is not None:
             release()
-        if left != "finished" or self.before is not None:  # overwriting may have more to clear
-            continued = run(self.command(destination))
-            if continued.code != 0:
-                raise Failure("not continued", f"{continued.code}: {continued.errors[-300:]}")
-            kept = _begun(destination)
-            outcome.redone = len(begun - kept)
-            if outcome.redone > 1:
-                raise Failure("made twice", str(sorted(name for name, *_ in begun - kept)))
+        continued = run(self.command(destination))
+        refuses = left == "finished" and self.before is None
+        if continued.code != (USAGE if refuses else 0):
+            raise Failure("not continued", f"{continued.code}: {continued.errors[-300:]}")
+        outcome.redone = len(begun - _begun(destination))
+        if outcome.redone > 1:
+            raise Failure("made twice", str(outcome))
         if stamp_folder(self.source) != stamps:
             raise Failure("source touched")
         self._compare("different", destination)
