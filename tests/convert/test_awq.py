@@ -142,19 +142,46 @@ def dialogues(count: int, seed: int, *, test: bool) -> list[list[int]]:
                 del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_the_embedded_model_keeps_more_at_three_bits() -> None:
-    """A guard, not the evidence: `tests/bench/learned_quality.py` measures more text and widths."""
+    """Of 192 dialogues, as the gain is four standard errors there and lost in the noise of 32."""
     decoder, parameters = floats_of(NANO)
-    held_out = [mx.array([row]) for row in dialogues(32, 5, test=True)]
-    transforms = learn(NANO, ids=dialogues(12, 3, test=False))
+    held_out = [mx.array([row]) for row in dialogues(192, 5, test=True)]
+    expected = [decoder(row) for row in held_out]
+    mx.eval(expected)
+    transforms = learn(NANO, ids=dialogues(24, 3, test=False))
 
     def loss(weights: Mapping[str, mx.array]) -> float:
         packed = filled(decoder.config, weights)
         nn.quantize(packed, group_size=64, bits=3)
+        pairs = zip(held_out, expected, strict=True)
         tokens = sum(row.size for row in held_out)
-        return sum(row.size * divergence(decoder(row), packed(row)) for row in held_out) / tokens
+        return sum(row.size * divergence(logits, packed(row)) for row, logits in pairs) / tokens
 
-    assert loss(transformed(parameters, transforms)) < loss(parameters)
+    learned, plain = loss(transformed(parameters, transforms)), loss(parameters)
+    assert learned < plain, f"{learned:.5f} after learning, {plain:.5f} before"
+
+
+def test_loud_channels_keep_their_precision(tmp_path: Path) -> None:
+    def shout(tensors: dict[str, mx.array]) -> None:
+        for name, array in tensors.items():
+            if name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight")):
+                array[::29] *= 20
+
+    folder = write_folder(
+        tmp_path / "m", "glm4", hidden_size=128, intermediate_size=256, edit_tensors=shout
+    )
+    decoder, parameters = floats_of(folder)
+    held_out = mx.array(np.random.default_rng(1).integers(0, 300, (4, 32)))
+
+    def loss(weights: Mapping[str, mx.array]) -> float:
+        packed = filled(decoder.config, weights)
+        nn.quantize(packed, group_size=64, bits=4)
+        return divergence(decoder(held_out), packed(held_out))
+
+    four_bits = Quantization(QuantSpec(4, 64, "affine"))
+    learned = transformed(parameters, learn(folder, four_bits))
+    assert loss(learned) < 0.9 * loss(parameters)
 
 
 def test_twice_the_same(tmp_path: Path) -> None:
