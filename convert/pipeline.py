@@ -17,6 +17,7 @@ from glm_mlx.checkpoint import Checkpoint, RowReader
 from glm_mlx.checkpoint.folder import INDEX, MANIFEST
 from glm_mlx.checkpoint.layout import index_json
 from glm_mlx.config import ModelConfig, Quantization, read_config
+from glm_mlx.convert.awq import learn_transforms
 from glm_mlx.convert.budget import allocate
 from glm_mlx.convert.card import model_card
 from glm_mlx.convert.files import model_files
@@ -163,8 +164,6 @@ def _learn(
     if settings.calibration is None or quantization is None:
         missing = "a calibration text" if settings.calibration is None else "a way to quantize"
         raise OptionError(f"learn is {settings.learn}, which needs {missing}", field="learn")
-    from glm_mlx.convert.awq import learn_transforms
-
     if LEARNED not in staging.done:
         ids = calibration_ids(folder, source.config, settings.calibration)
         transforms = learn_transforms(
