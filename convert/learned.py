@@ -21,7 +21,7 @@ from glm_mlx.text import Tokenizer
 
 LEARNED = "learned.safetensors"
 _ROW_TOKENS = 512
-_MOST_ROWS = 64
+_MOST_ROWS = 16
 
 
 def write_transforms(folder: Path, transforms: Mapping[str, Transform]) -> str:
@@ -57,7 +57,7 @@ def read_transforms(folder: Path) -> dict[str, Transform]:
 
 
 def calibration_ids(folder: Path, config: ModelConfig, file: Path) -> list[list[int]]:
-    """Return the beginning of a text as at most 64 rows of 512 tokens, each with the prefix.
+    """Return the beginning of a text as at most 16 rows of 512 tokens, each with the prefix.
 
     Raises:
         InputFileError: the file is not UTF-8, or holds less than one row.

@@ -40,17 +40,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Transform:
-    """What learning does to a tensor W before it is packed: clip(W * rows * columns).
+    """What learning does to a tensor W before it is packed: W * rows * columns.
 
     Attributes:
         rows: (rows,) fp32 factors, or None for ones.
         columns: (columns,) fp32 factors, or None for ones.
-        clip: (rows, groups) fp32, the largest magnitude a group keeps, or None.
     """
 
     rows: np.ndarray | None = None
     columns: np.ndarray | None = None
-    clip: np.ndarray | None = None
 
     def apply(self, block: mx.array, first: int) -> mx.array:
         """Return the transformed rows, of which the first is row `first` of the tensor, in fp32."""
@@ -61,10 +59,6 @@ class Transform:
             block = block * (rows if block.ndim == 1 else rows[:, None])
         if self.columns is not None:
             block = block * mx.array(self.columns)
-        if self.clip is not None:
-            limit = mx.array(self.clip[first:last])[..., None]
-            groups = block.reshape(*limit.shape[:2], -1)
-            block = mx.clip(groups, -limit, limit).reshape(block.shape)
         return block
 
 

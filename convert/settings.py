@@ -32,7 +32,7 @@ class Settings:
         overwrite: replace a finished conversion of ours, or start an unfinished one over.
         allow_overflow: let values beyond float16 become its largest, +-65504.
         max_shard_bytes: a shard grows to this size, or to that of its only tensor.
-        learn: `awq` to scale and clip by what `calibration`, a text file, activates.
+        learn: `awq` to scale columns by what `calibration`, a text file, activates.
         source_name: how the report and the card call the source.
         revision: the commit of a Hub source.
     """

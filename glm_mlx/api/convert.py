@@ -61,7 +61,7 @@ def convert(
         overwrite: replace a finished conversion, or start an unfinished one over.
         allow_overflow: cut values beyond float16 to its largest instead of refusing them.
         max_shard_bytes: size of a weight file, unless a single tensor is larger.
-        learn: ``awq`` scales and clips weights by what ``calibration``, a text file, activates.
+        learn: ``awq`` scales weights by what ``calibration``, a text file, activates.
         on_progress: called with a `Progress` after every block.
 
     Raises:

@@ -60,7 +60,7 @@ def writing_options(command: Command) -> Command:
 @click.option(
     "--learn",
     type=click.Choice(["awq"]),
-    help="Scale and clip weights by what the calibration text activates.",
+    help="Scale weights by what the calibration text activates.",
 )
 @click.option("--calibration", type=Path, metavar="FILE", help="Text that --learn runs through.")
 @writing_options

@@ -97,7 +97,10 @@ def test_a_text_becomes_rows_of_one_length_each_with_the_prefix(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"too short", "holds . tokens; a calibration text needs"), (b"\xff\xfe" * 2000, "not UTF-8 at byte 0")],
+    [
+        (b"too short", "holds . tokens; a calibration text needs"),
+        (b"\xff\xfe" * 2000, "not UTF-8 at byte 0"),
+    ],
 )
 def test_a_text_that_cannot_be_used_is_named(
     source: Path, tmp_path: Path, content: bytes, message: str
