@@ -6,8 +6,9 @@ each other in every format used here: a block packs to the same bits as the whol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 8 << 20
 _LARGEST = {"F16": 65504.0, "BF16": 3.3895313892515355e38}
+# The range of a group must be finite in fp32; nvfp4 has scales of 448 at most for values of 6.
+_LARGEST_IN_MODE = {"affine": 1.5e38, "mxfp4": 1.5e38, "mxfp8": 1.5e38, "nvfp4": 2688.0}
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,16 @@ def blocks_of(piece: Piece, *, block_bytes: int | None = None) -> Iterator[Block
     """Yield the piece's rows in order, none of the blocks crossing a segment."""
     first = 0
     for segment in piece.segments:
-        step = max(1, (block_bytes or BLOCK_BYTES) // segment.row_bytes)
+        step = max(1, (block_bytes or _block_bytes(piece)) // segment.row_bytes)
         for start in range(segment.start, segment.stop, step):
             stop = min(start + step, segment.stop)
             yield Block(segment, start, stop, first)
             first += stop - start
+
+
+def _block_bytes(piece: Piece) -> int:
+    """Less for the floating-point modes, for which MLX's CPU backend keeps dozens of copies."""
+    return BLOCK_BYTES if piece.spec is None or piece.spec.mode == "affine" else BLOCK_BYTES // 8
 
 
 def read_block(reader: RowReader, block: Block) -> tuple[mx.array, int]:
@@ -103,7 +111,8 @@ def read_block(reader: RowReader, block: Block) -> tuple[mx.array, int]:
     spec = block.segment.packed
     if spec is None:
         return parts[0], bad
-    return _dequantize(parts, spec, None if spec.mode == "affine" else mx.float32), bad
+    floats = _dequantize(parts, spec, None if spec.mode == "affine" else mx.float32)
+    return floats, bad + int(_number(mx.sum(~mx.isfinite(floats))))
 
 
 def pack_block(
@@ -118,16 +127,38 @@ def pack_block(
         sample: the rows of the block whose error is measured.
     """
     exact = floats if transform is None else transform.apply(floats, first)
-    cast, beyond = _cast(exact, piece.dtype)
+    if exact.dtype == DTYPES[piece.dtype]:
+        if piece.spec is None:
+            mx.eval(exact)
+            return Packed({piece.name: exact}, 0, 0.0, 0.0)
+        if piece.spec.mode == "affine":
+            # A group too wide for its format shows in its scale: no need to look at every value.
+            packed = _pack_and_measure(exact, exact, piece, sample)
+            if packed is not None:
+                return packed
+    cast, beyond = _cast(exact, piece)
+    packed = _pack_and_measure(exact, cast, piece, sample)
+    assert packed is not None, f"{piece.name}: {piece.spec} cannot hold what was cut to its range"
+    return replace(packed, beyond=beyond)
+
+
+def _pack_and_measure(
+    exact: mx.array, cast: mx.array, piece: Piece, sample: slice
+) -> Packed | None:
+    """Pack `cast` and compare it with `exact`; None if a scale is infinite."""
     parts = pack(cast, piece)
-    if piece.spec is None and cast is exact:
-        mx.eval(*parts.values())
-        return Packed(parts, beyond, 0.0, 0.0)
     before = exact[sample].astype(mx.float32)
     after = unpack({name: part[sample] for name, part in parts.items()}, piece)
-    sums = mx.stack([mx.sum(mx.square(before - after)), mx.sum(mx.square(before))])
-    mx.eval(sums, *parts.values())  # at once: each evaluation hands over to a thread of MLX
-    return Packed(parts, beyond, _number(sums[0]), _number(sums[1]))
+    unit = mx.maximum(mx.max(mx.abs(before)), 1e-30)  # so that no square leaves the range of fp32
+    error = mx.sum(mx.square((before - after) / unit))
+    norm = mx.sum(mx.square(before / unit))
+    scales = [part for part in parts.values() if mx.issubdtype(part.dtype, mx.floating)]
+    finite = mx.stack([mx.isfinite(part).all() for part in scales] or [mx.array(True)]).all()
+    mx.eval(error, norm, unit, finite, *parts.values())  # at once: each is a change of thread
+    if not finite.item():
+        return None
+    square = _number(unit) ** 2
+    return Packed(parts, 0, _number(error) * square, _number(norm) * square)
 
 
 def pack(floats: mx.array, piece: Piece) -> dict[str, mx.array]:
@@ -164,17 +195,15 @@ def _dequantize(parts: Sequence[mx.array], spec: QuantSpec, dtype: mx.Dtype | No
     )
 
 
-def _cast(floats: mx.array, dtype: str) -> tuple[mx.array, int]:
-    """Return the floats in `dtype`, saturated, and how many lay beyond its range."""
-    if floats.dtype == DTYPES[dtype]:
-        return floats, 0
-    largest = _LARGEST.get(dtype)
-    if largest is None:
-        return floats.astype(DTYPES[dtype]), 0
+def _cast(floats: mx.array, piece: Piece) -> tuple[mx.array, int]:
+    """Return the floats in the piece's dtype, and how many were cut to what its format can hold."""
+    largest = _LARGEST_IN_MODE[piece.spec.mode] if piece.spec else math.inf
+    largest = min(largest, _LARGEST.get(piece.dtype, math.inf))
+    floats = floats.astype(mx.float32)  # in which every limit is exact
     beyond = int(_number(mx.sum(mx.abs(floats) > largest)))
     if beyond:
         floats = mx.clip(floats, -largest, largest)
-    return floats.astype(DTYPES[dtype]), beyond
+    return floats.astype(DTYPES[piece.dtype]), beyond
 
 
 def _number(scalar: mx.array) -> float:

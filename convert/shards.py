@@ -70,8 +70,8 @@ class Weights:
         """Make and record every shard that an earlier run did not.
 
         Raises:
-            NumericError: naming every source tensor that is not finite, or every tensor that the
-                dtype asked for cannot hold.
+            NumericError: naming every source tensor that is not finite, or every tensor with
+                values that the result's format cannot hold.
         """
         total_bytes = sum(piece.size_bytes for piece in self._pieces)
         done_bytes = 0
@@ -118,10 +118,10 @@ class Weights:
                 file=folder,
             )
         return NumericError(
-            f"tensors with values beyond {self._settings.dtype}: {join(_counted(beyond))}; use "
-            "bfloat16, or allow_overflow to cut them to its largest",
+            f"tensors with values beyond what the result can hold: {join(_counted(beyond))}; use "
+            "bfloat16 or affine quantization, or cut them to the largest with --allow-overflow",
             file=folder,
-            field="dtype",
+            field="allow_overflow",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import mlx.core as mx
@@ -72,16 +73,36 @@ def test_a_transform_scales_the_elements_of_a_vector() -> None:
     assert transform.apply(mx.ones(3), 2).tolist() == [2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "largest"), [("F16", 65504.0), ("BF16", 3.3895313892515355e38), ("F32", 2.0**127)]
-)
+@pytest.mark.parametrize(("dtype", "largest"), [("F16", 65504.0), ("BF16", 3.3895313892515355e38)])
 def test_a_cast_never_makes_an_infinity(dtype: str, largest: float) -> None:
     values = mx.array([1.0, 3.4e38, -3.4e38, largest])
     packed = pack_block(values, piece_of((4,), dtype=dtype), 0, None, sample=slice(None))
     (cast,) = packed.parts.values()
-    assert mx.isfinite(cast).all().item()
-    assert packed.beyond == (0 if dtype == "F32" else 2)
-    assert cast[3].item() == largest
+    assert packed.beyond == 2
+    assert cast.tolist() == [1.0, largest, -largest, largest]
+
+
+def test_what_rounds_to_the_limit_in_its_own_dtype_is_still_beyond_it() -> None:
+    """The next bfloat16 after float16's largest value is 65536, which float16 calls infinite."""
+    values = mx.array([65536.0, -70000.0, 1.0]).astype(mx.bfloat16)
+    packed = pack_block(values, piece_of((3,), dtype="F16"), 0, None, sample=slice(None))
+    assert packed.beyond == 2
+    assert packed.parts["m.weight"].tolist() == [65504.0, -65504.0, 1.0]
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["fp32", "bf16"])
+def test_no_group_is_too_wide_for_its_format(mode: str, dtype: mx.Dtype) -> None:
+    group_size = {"affine": 64, "nvfp4": 16}.get(mode, 32)
+    spec = QuantSpec(8 if mode == "mxfp8" else 4, group_size, mode)
+    piece = piece_of((3, 64), dtype="F32" if dtype == mx.float32 else "BF16", spec=spec)
+    values = RANDOM.standard_normal((3, 64), np.float32)
+    values[1, 0], values[1, 1] = 3e38, -3e38
+    packed = pack_block(mx.array(values).astype(dtype), piece, 0, None, sample=slice(None))
+    assert packed.beyond == 2
+    assert mx.isfinite(unpack(packed.parts, piece)).all().item()
+    assert 0 < packed.error < math.inf
+    assert 0 < packed.norm < math.inf
 
 
 def test_what_is_stored_as_it_was_has_no_error() -> None:
