@@ -35,7 +35,7 @@ class GLMError(Exception):
 
     def __str__(self) -> str:
         text = str(self.args[0])
-        if self.file is not None and self.file not in text:
+        if self.file is not None:
             text = f"{self.file}: {text}"
         if self.hint is not None:
             text = f"{text} ({self.hint})"
