@@ -12,11 +12,13 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from glm_mlx.checkpoint.header import read_header
 from glm_mlx.checkpoint.layout import TensorSpec, plan_shards
 from glm_mlx.checkpoint.writer import ShardWriter
 from glm_mlx.config import ModelConfig
 from glm_mlx.convert.pack import Transform
-from glm_mlx.errors import InputFileError
+from glm_mlx.errors import CheckpointError, InputFileError
+from glm_mlx.modelfile import find_file
 from glm_mlx.text import Tokenizer
 
 LEARNED = "learned.safetensors"
@@ -41,10 +43,15 @@ def write_transforms(folder: Path, transforms: Mapping[str, Transform]) -> str:
 
 
 def read_transforms(folder: Path) -> dict[str, Transform]:
-    """Return piece name -> transform; empty where nothing was learned."""
-    file = folder / LEARNED
-    if not file.exists():
+    """Return piece name -> transform; empty where nothing was learned.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    file = find_file(folder, LEARNED, error=CheckpointError)
+    if file is None:
         return {}
+    read_header(file)  # so that a damaged file is refused by its name
     import numpy as np
 
     found: dict[str, dict[str, object]] = {}

@@ -95,7 +95,7 @@ def blocks_of(piece: Piece, *, block_bytes: int | None = None) -> Iterator[Block
 
 def _block_bytes(piece: Piece) -> int:
     """Less for the floating-point modes, for which MLX's CPU backend keeps dozens of copies."""
-    return BLOCK_BYTES if piece.spec is None or piece.spec.mode == "affine" else BLOCK_BYTES // 8
+    return BLOCK_BYTES if piece.spec is None or piece.spec.mode == "affine" else BLOCK_BYTES // 16
 
 
 def read_block(reader: RowReader, block: Block) -> tuple[mx.array, int]:

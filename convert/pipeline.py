@@ -15,7 +15,7 @@ from pathlib import Path
 
 from glm_mlx.checkpoint import Checkpoint, RowReader
 from glm_mlx.checkpoint.folder import INDEX, MANIFEST
-from glm_mlx.checkpoint.layout import index_json
+from glm_mlx.checkpoint.layout import ShardPlan, index_json
 from glm_mlx.config import ModelConfig, Quantization, read_config
 from glm_mlx.convert.awq import learn_transforms
 from glm_mlx.convert.budget import allocate
@@ -25,7 +25,7 @@ from glm_mlx.convert.learned import LEARNED, calibration_ids, read_transforms, w
 from glm_mlx.convert.pack import Transform
 from glm_mlx.convert.plan import Piece, count_parameters, matrices, plan_pieces, quantized
 from glm_mlx.convert.report import REPORT, ConversionReport
-from glm_mlx.convert.settings import DTYPES, OnProgress, Settings
+from glm_mlx.convert.settings import DTYPES, OnProgress, Progress, Settings
 from glm_mlx.convert.shards import Weights
 from glm_mlx.convert.staging import Staging
 from glm_mlx.errors import OptionError
@@ -33,7 +33,7 @@ from glm_mlx.hub import CARD
 from glm_mlx.load import build
 
 CONFIG = "config.json"
-_SMALL_FILES_BYTES = 64 << 20  # tokenizer, configuration, report: an upper bound
+_REPORT_BYTES = 4 << 20  # report, card, checksums: an upper bound
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,6 @@ def convert_folder(
         NumericError: the source holds NaN or infinity, or `dtype` cannot hold its values.
         ResourceError: the disk is too small or fails.
     """
-
     source = open_source(folder, settings)
     with (
         Staging(
@@ -102,19 +101,16 @@ def convert_folder(
         RowReader(source.checkpoint) as reader,
     ):
         quantization = _choose(source, reader, settings, on_progress)
-        files = model_files(
-            folder,
-            source.config,
-            layout=settings.layout,
-            quantization=quantization,
-            dtype=_name_of_dtype(source.pieces),
+        weights = Weights(
+            source.checkpoint, quantized(source.pieces, quantization), settings, staging
         )
-        pieces = quantized(source.pieces, quantization)
-        weights = Weights(source.checkpoint, pieces, settings, staging)
-        staging.require(weights.missing_bytes + _SMALL_FILES_BYTES)
+        files = small_files(folder, source, settings, quantization, weights.shards)
+        hashes = {name: _sha256(data) for name, data in files.items()}
+        staging.require(weights.missing_bytes + sum(map(len, files.values())) + _REPORT_BYTES)
         config_file = files.pop(CONFIG)  # without which nothing loads what else is there
         while files:  # so that a tokenizer's megabytes are not held while weights are made
             staging.write(*files.popitem())
+        _check_source(source, on_progress)
         transforms = _learn(folder, source, quantization, settings, staging, on_progress)
         weights.write(reader, transforms, on_progress)
         report = ConversionReport(
@@ -127,15 +123,48 @@ def convert_folder(
             skipped=tuple(source.skipped),
             files=weights.hashes,
         )
-        staging.write(CONFIG, config_file)
-        staging.write(INDEX, index_json(weights.shards, parameters=count_parameters(pieces)))
-        manifest = {"algorithm": "sha256", "files": dict(report.files)}
+        report_file = report.to_json()
+        hashes |= {name: str(entry["sha256"]) for name, entry in staging.done.items()}
+        hashes[REPORT] = _sha256(report_file)
+        manifest = {"algorithm": "sha256", "files": dict(sorted(hashes.items()))}
         staging.write(MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
         staging.write(CARD, model_card(report, folder).encode())
-        staging.write(REPORT, report.to_json())
+        staging.write(CONFIG, config_file)
+        staging.write(REPORT, report_file)
         source.checkpoint.check_unchanged()
         staging.finish()
     return report
+
+
+def small_files(
+    folder: Path,
+    source: Source,
+    settings: Settings,
+    quantization: Quantization | None,
+    shards: Sequence[ShardPlan],
+) -> dict[str, bytes]:
+    """Return what the result holds that follows from its source: config, tokenizer, index."""
+    files = model_files(
+        folder,
+        source.config,
+        layout=settings.layout,
+        quantization=quantization,
+        dtype=_name_of_dtype(source.pieces),
+    )
+    files[INDEX] = index_json(shards, parameters=count_parameters(source.pieces))
+    return files
+
+
+def _check_source(source: Source, on_progress: OnProgress | None) -> None:
+    """Hold a source that says what its files should be, such as a result of ours, against it."""
+    if not (source.checkpoint.folder / MANIFEST).exists():
+        return
+
+    def report(done_bytes: int, total_bytes: int) -> None:
+        if on_progress is not None:
+            on_progress(Progress("checking", done_bytes, total_bytes))
+
+    source.checkpoint.check_data(on_progress=report)
 
 
 def _choose(
@@ -180,14 +209,18 @@ def _fingerprint(source: Source, settings: Settings) -> str:
         for info in source.checkpoint.tensors.values()
     ]
     files = {info.file for info in source.checkpoint.tensors.values()}
-    stamps = sorted((file.name, *_size_and_time(file)) for file in files)
+    stamps = sorted((file.name, *_size_and_times(file)) for file in files)
     parts = (tensors, stamps, repr(source.config), settings.described(), _versions())
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _size_and_time(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
+def _size_and_times(file: Path) -> tuple[int, int, int]:
+    status = file.stat()  # the last one, of any change, cannot be set back
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _versions() -> dict[str, str]:

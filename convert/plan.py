@@ -80,6 +80,11 @@ class Piece:
         return len(self.shape) == 2 and self.name.endswith(".weight")
 
     @property
+    def stored(self) -> str:
+        """How the result stores it: bf16, f16, f32, or mode, bits and group size."""
+        return str(self.spec) if self.spec else self.dtype.lower()
+
+    @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The tensors it becomes: itself, or its codes, scales and, in affine mode, biases."""
         if self.spec is None:

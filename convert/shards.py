@@ -24,6 +24,15 @@ from glm_mlx.errors import NumericError
 _MEASURED_ROWS = 16  # of each block; `verify --full` measures all of them
 
 
+def shards_of(pieces: Sequence[Piece], settings: Settings) -> list[ShardPlan]:
+    """Return the weight files that hold the pieces, each matrix with its scales in one of them."""
+    return plan_shards(
+        [piece.outputs for piece in pieces],
+        max_bytes=settings.max_shard_bytes,
+        file_format="mlx" if settings.layout == "mlx" else "pt",
+    )
+
+
 class Weights:
     """The weight files of one conversion.
 
@@ -34,11 +43,7 @@ class Weights:
     def __init__(
         self, checkpoint: Checkpoint, pieces: Sequence[Piece], settings: Settings, staging: Staging
     ) -> None:
-        self.shards = plan_shards(
-            [piece.outputs for piece in pieces],
-            max_bytes=settings.max_shard_bytes,
-            file_format="mlx" if settings.layout == "mlx" else "pt",
-        )
+        self.shards = shards_of(pieces, settings)
         self._checkpoint = checkpoint
         self._pieces = pieces
         self._settings = settings
@@ -142,9 +147,8 @@ class _Tally:
         piece = self._piece
         relative = math.sqrt(self._error / self._norm) if self._norm else 0.0
         size_bytes = sum(output.size_bytes for output in piece.outputs)
-        stored = str(piece.spec) if piece.spec else piece.dtype.lower()
         return TensorReport(
-            piece.name, piece.shape, stored, size_bytes, round(relative, 8), self._beyond
+            piece.name, piece.shape, piece.stored, size_bytes, round(relative, 8), self._beyond
         )
 
 

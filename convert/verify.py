@@ -6,6 +6,7 @@ and computed anew.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections import Counter
@@ -14,17 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glm_mlx.checkpoint import Checkpoint, RowReader, as_bytes
-from glm_mlx.checkpoint.folder import MANIFEST
+from glm_mlx.checkpoint.folder import MANIFEST, read_manifest
 from glm_mlx.config import read_config
 from glm_mlx.convert.learned import read_transforms
 from glm_mlx.convert.pack import Block, Transform, blocks_of, pack_block, read_block
-from glm_mlx.convert.pipeline import Source, open_source
+from glm_mlx.convert.pipeline import Source, open_source, small_files
 from glm_mlx.convert.plan import Piece, quantized
 from glm_mlx.convert.report import REPORT, ConversionReport
 from glm_mlx.convert.settings import OnProgress, Progress, Settings
-from glm_mlx.errors import InputFileError
+from glm_mlx.convert.shards import shards_of
+from glm_mlx.errors import CheckpointError, InputFileError
+from glm_mlx.hub import CARD
+from glm_mlx.modelfile import read_file
 
 _SAMPLED_BLOCK_BYTES = 1 << 20
+_SMALL_FILE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,20 @@ def verify_folder(
     report = ConversionReport.read(folder)
     if report is None:
         raise InputFileError(f"holds no {REPORT}; only converted folders have one", file=folder)
-    source = open_source(source_folder, _settings(report))
+    settings = _settings(report)
+    source = open_source(source_folder, settings)
     result = Checkpoint.open(folder)
-    pieces = quantized(source.pieces, read_config(folder, trust_config=True).quantization)
-    findings = [*_hashes(folder, result, on_progress), *_coverage(source, pieces, result)]
+    quantization = read_config(folder, trust_config=True).quantization
+    pieces = quantized(source.pieces, quantization)
+    shards = shards_of(pieces, settings)
+    files = small_files(source_folder, source, settings, quantization, shards)
+    findings = [
+        *_hashes(folder, result, on_progress),
+        *_differences(folder, files),
+        *_strangers(folder),
+        *_misreported(report, pieces),
+        *_coverage(source, pieces, result),
+    ]
     compared_bytes = 0
     total_bytes = sum(piece.size_bytes for piece in pieces)
     errors: dict[str, float] = {}
@@ -100,20 +115,56 @@ def _settings(report: ConversionReport) -> Settings:
         dtype=recipe.get("dtype"),
         dequantize=bool(recipe.get("dequantize")),
         rope=recipe.get("rope"),
+        max_shard_bytes=int(recipe["max_shard_bytes"]),
         trust_config=True,
     )
 
 
-def _hashes(folder: Path, result: Checkpoint, on_progress: OnProgress | None) -> list[str]:
+def _hashes(folder: Path, result: Checkpoint, on_progress: OnProgress | None) -> Iterator[str]:
     """Findings about the bytes themselves: checksums and values that are not finite."""
-    if not (folder / MANIFEST).exists():
-        return [f"{MANIFEST} is missing, so no file can be held against its sha256"]
+    manifest = read_manifest(folder)
+    if manifest is None:
+        yield f"{MANIFEST} is missing, so no file can be held against its sha256"
+        return
 
     def report(done_bytes: int, total_bytes: int) -> None:
         if on_progress is not None:
             on_progress(Progress("checking", done_bytes, total_bytes))
 
-    return result.check_data(on_progress=report)
+    yield from result.check_data(on_progress=report)
+    weight_files = {info.file.name for info in result.tensors.values()}
+    for name in manifest.keys() - weight_files:
+        data = read_file(folder, name, error=CheckpointError, max_bytes=_SMALL_FILE_BYTES)
+        if data is None:
+            yield f"file {name} is missing"
+        elif hashlib.sha256(data).hexdigest() != manifest[name]:
+            yield f"file {name}: its sha256 is not the one in {MANIFEST}"
+
+
+def _differences(folder: Path, files: Mapping[str, bytes]) -> Iterator[str]:
+    """Findings about config, tokenizer and index: what the source gives, byte for byte."""
+    for name, expected in files.items():
+        data = read_file(folder, name, error=CheckpointError, max_bytes=_SMALL_FILE_BYTES)
+        if data != expected:
+            yield f"file {name} is {'missing' if data is None else 'not what the source gives'}"
+
+
+def _strangers(folder: Path) -> Iterator[str]:
+    """Findings about files that no conversion wrote; the card is the user's to edit."""
+    known = {*(read_manifest(folder) or {}), MANIFEST, REPORT, CARD}
+    for file in sorted(folder.iterdir()):
+        if file.name not in known and not file.name.startswith("."):
+            yield f"file {file.name} is not of the conversion"
+
+
+def _misreported(report: ConversionReport, pieces: Sequence[Piece]) -> Iterator[str]:
+    """Findings about what the report says of the tensors."""
+    told = {tensor.name: (tensor.shape, tensor.stored) for tensor in report.tensors}
+    for piece in pieces:
+        if told.pop(piece.name, None) != (piece.shape, piece.stored):
+            yield f"{REPORT} does not describe tensor {piece.name} as it is"
+    for name in told:
+        yield f"{REPORT} describes tensor {name}, which is not there"
 
 
 def _coverage(source: Source, pieces: Sequence[Piece], result: Checkpoint) -> Iterator[str]:

@@ -16,7 +16,7 @@ from glm_mlx.convert.pipeline import convert_folder
 from glm_mlx.convert.recipes import Recipe
 from glm_mlx.convert.settings import Progress, Settings
 from glm_mlx.convert.verify import verify_folder
-from glm_mlx.errors import InputFileError
+from glm_mlx.errors import CheckpointError, InputFileError
 
 
 @pytest.fixture
@@ -69,6 +69,15 @@ def test_an_interrupted_conversion_does_not_learn_again(
     monkeypatch.delattr(pipeline, "learn_transforms")
     convert_folder(source, tmp_path / "result", settings)
     assert files_of(tmp_path / "result") == files_of(tmp_path / "whole")
+
+
+def test_a_damaged_file_of_transforms_is_named(
+    tmp_path: Path, source: Path, settings: Settings
+) -> None:
+    convert_folder(source, tmp_path / "result", settings)
+    (tmp_path / "result" / LEARNED).write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match=LEARNED):
+        verify_folder(tmp_path / "result", source)
 
 
 def test_transforms_come_back_as_they_were_written(tmp_path: Path) -> None:

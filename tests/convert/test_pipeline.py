@@ -16,7 +16,7 @@ from glm_mlx.convert.pipeline import convert_folder
 from glm_mlx.convert.recipes import Recipe
 from glm_mlx.convert.report import ConversionReport
 from glm_mlx.convert.settings import Progress, Settings
-from glm_mlx.errors import NumericError, OptionError
+from glm_mlx.errors import CheckpointError, NumericError, OptionError
 from glm_mlx.load import load_model
 
 IDS = mx.array([[3, 200, 17, 41, 8, 90, 121]])
@@ -201,3 +201,15 @@ def test_mlx_lm_loads_a_glm4_result(tmp_path: Path, recipe: Recipe) -> None:
     convert_folder(source, tmp_path / "result", settings(recipe=recipe))
     model, _ = load_in_mlx_lm(tmp_path / "result")
     assert mx.allclose(model(IDS), logits_of(tmp_path / "result"), atol=1e-4).item()
+
+
+def test_a_source_with_checksums_is_held_against_them(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", "glm4")
+    convert_folder(source, tmp_path / "packed", settings(recipe=Recipe(bits=4)))
+    info = Checkpoint.open(tmp_path / "packed").tensors["lm_head.weight"]
+    data = bytearray(info.file.read_bytes())
+    data[info.start] ^= 1
+    info.file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="sha256"):
+        convert_folder(tmp_path / "packed", tmp_path / "result", settings(dequantize=True))
+    assert not (tmp_path / "result").exists()

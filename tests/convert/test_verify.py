@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from makers.folders import Tensors, write_folder
@@ -60,6 +62,61 @@ def test_a_changed_byte_is_found_behind_a_fitting_checksum(source: Path, result:
     flip(result, "lm_head.scales", sign_manifest=True)
     (finding,) = verify_folder(result, source, full=True).findings
     assert finding.startswith("tensor lm_head.scales: rows 0 to")
+
+
+def edit_json(folder: Path, name: str, change: Callable[[Any], object]) -> None:
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+
+
+def sign(folder: Path, name: str) -> None:
+    """Write the file's hash into the manifest, as somebody would who wants the change to pass."""
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    edit_json(folder, "checksums.json", lambda manifest: manifest["files"].update({name: digest}))
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["", "signed"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("config.json", lambda data: data.update(rms_norm_eps=0.1)),
+        ("config.json", lambda data: data.update(model_file="evil.py")),
+        ("tokenizer_config.json", lambda data: data.update(clean_up_tokenization_spaces=True)),
+        ("generation_config.json", lambda data: data.update(temperature=2)),
+        ("model.safetensors.index.json", lambda data: data["metadata"].update(total_size=1)),
+        ("conversion.json", lambda data: data["tensors"].pop()),
+        ("conversion.json", lambda data: data["tensors"][0].update(stored="bf16")),
+    ],
+)
+def test_an_edited_file_is_found(
+    source: Path, result: Path, name: str, change: Callable[[Any], object], signed: bool
+) -> None:
+    edit_json(result, name, change)
+    if signed:
+        sign(result, name)
+    findings = verify_folder(result, source).findings
+    assert findings
+    assert all(name in finding for finding in findings)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "generation_config.json", "model.safetensors.index.json"]
+)
+def test_a_missing_file_is_found(source: Path, result: Path, name: str) -> None:
+    (result / name).unlink()
+    findings = verify_folder(result, source).findings
+    assert f"file {name} is missing" in findings
+
+
+def test_a_file_of_somebody_else_is_found_and_the_card_is_the_users(
+    source: Path, result: Path
+) -> None:
+    (result / "README.md").write_text("my own words")
+    (result / ".DS_Store").touch()
+    assert verify_folder(result, source).findings == ()
+    (result / "evil.py").touch()
+    assert verify_folder(result, source).findings == ("file evil.py is not of the conversion",)
 
 
 def test_another_source_is_found(tmp_path: Path, result: Path) -> None:
