@@ -77,16 +77,26 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells a file from one that replaced it or was written to."""
+    """What tells a file from one that replaced it or was written to.
+
+    Anyone may set the time of modification; that of the last change is the system's own.
+    """
 
     device: int
     inode: int
     size_bytes: int
     modified_ns: int
+    changed_ns: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
 
 
 def open_file(file: Path) -> BinaryIO:
