@@ -75,7 +75,17 @@ class Recipe:
         for name in ("embed_bits", "head_bits"):
             if getattr(self, name) not in (None, "none"):
                 self._spec_of(name, getattr(self, name))
+        if not isinstance(self.overrides, Mapping):
+            raise OptionError(
+                f"overrides is {quote(self.overrides)}; expected patterns with what they decide",
+                field="overrides",
+            )
         for pattern, value in self.overrides.items():
+            if not isinstance(pattern, str):
+                raise OptionError(
+                    f"overrides: {quote(pattern)} is not a pattern of module paths",
+                    field="overrides",
+                )
             self._override(pattern, value)
 
     @classmethod

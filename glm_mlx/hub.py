@@ -84,15 +84,12 @@ def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
         ResourceError: the disk is full.
         OptionError: an argument makes no sense.
     """
-    try:
-        raw = os.fsencode(path_or_repo)
-    except (TypeError, UnicodeEncodeError):  # of another type, or half a surrogate pair
-        raw = b""
-    if not raw.strip() or b"\0" in raw:
-        found = ascii(path_or_repo)
-        raise OptionError(f"model is {found}; expected a folder or owner/name", field="model")
+    path = local_path(path_or_repo, field="model", expected="a folder or owner/name")
+    if revision is not None and (not isinstance(revision, str) or not revision.strip()):
+        raise OptionError(
+            f"revision is {revision!a}; expected a branch, tag or commit", field="revision"
+        )
     name = os.fspath(path_or_repo)
-    path = Path(os.path.expanduser(name))
     if os.path.lexists(path):
         if revision is not None:
             raise OptionError(
@@ -105,6 +102,26 @@ def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
     if not _HUB_ID.fullmatch(name):
         raise InputFileError("neither a folder here nor an owner/name on the Hub", file=name)
     return _download(name, revision)
+
+
+def local_path(value: object, *, field: str, expected: str = "a path") -> Path:
+    """Return a path with a leading `~` written out, whether or not anything is there.
+
+    Raises:
+        OptionError: naming `field`; no path of this machine can be called so, or there is no user
+            of the name behind `~`.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    try:
+        raw = os.fsencode(text) if isinstance(text, str) else b""
+    except UnicodeEncodeError:  # half a surrogate pair
+        raw = b""
+    if not isinstance(text, str) or not raw.strip() or b"\0" in raw:
+        raise OptionError(f"{field} is {value!a}; expected {expected}", field=field)
+    path = os.path.expanduser(text)
+    if path.startswith("~") and not os.path.lexists(path):
+        raise OptionError(f"{field} is {text!r:.120}, the home of no user here", field=field)
+    return Path(path)
 
 
 def _readable_folder(path: Path) -> Path:

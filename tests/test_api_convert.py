@@ -126,7 +126,7 @@ def test_export_unpacks(hub: Path, tmp_path: Path) -> None:
         (lambda s: glm_mlx.convert(s, learn="gptq"), "learn is 'gptq'; expected awq"),
         (lambda s: glm_mlx.convert(s, learn="awq", quantize="4bit"), "need each other"),
         (lambda s: glm_mlx.convert(s, calibration="text"), "need each other"),
-        (lambda s: glm_mlx.convert(s, learn="awq", calibration="t"), "give quantize too"),
+        (lambda s: glm_mlx.convert(s, learn="awq", calibration="t"), "give --quantize too"),
         (lambda s: glm_mlx.convert(s, quantize="4bit", dequantize=True), "exclude each other"),
         (lambda s: glm_mlx.convert(s, max_shard_bytes=0), "max_shard_bytes is 0"),
         (lambda s: glm_mlx.convert(s, revision="main"), "applies to Hub repositories"),

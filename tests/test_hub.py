@@ -107,7 +107,9 @@ def test_unreadable_folder(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> No
         resolve("closed")
 
 
-@pytest.mark.parametrize("name", ["", "  ", "a\0b", "~\0", "owner/na\0me", "~\ud800", None, 5])
+@pytest.mark.parametrize(
+    "name", ["", "  ", "a\0b", "~\0", "owner/na\0me", "~\ud800", None, 5, b"x"]
+)
 def test_names_of_nothing(name: object) -> None:
     with pytest.raises(OptionError, match="expected a folder or owner/name"):
         resolve(name)  # type: ignore[arg-type]

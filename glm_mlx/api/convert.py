@@ -9,8 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from glm_mlx.api.checks import check_callback, check_choice, check_flags, check_size
+from glm_mlx.checkpoint.refusal import quote
 from glm_mlx.config import read_config
 from glm_mlx.convert.card import PLACE
 from glm_mlx.convert.pipeline import convert_folder
@@ -19,7 +20,7 @@ from glm_mlx.convert.report import ConversionReport
 from glm_mlx.convert.settings import DTYPES, LAYOUTS, OnProgress, Settings
 from glm_mlx.convert.verify import Verification, verify_folder
 from glm_mlx.errors import InputFileError, OptionError
-from glm_mlx.hub import CARD, is_hub_id, origin, resolve
+from glm_mlx.hub import CARD, is_hub_id, local_path, origin, resolve
 from glm_mlx.hub import upload as send
 
 _LEARN = ("awq",)
@@ -72,16 +73,26 @@ def convert(
         HubError: the source could not be fetched.
     """
     recipe = Recipe.parse(quantize) if isinstance(quantize, str) else quantize
-    _check_choice("dtype", dtype, DTYPES)
-    _check_choice("learn", learn, _LEARN)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise OptionError(
+            f"quantize is {quote(quantize)}; expected a shorthand such as '4bit', or a Recipe",
+            field="quantize",
+        )
+    _check_writing(dtype, trust_config, overwrite, allow_overflow, max_shard_bytes, on_progress)
+    check_flags(dequantize=dequantize)
+    check_choice("learn", learn, (None, *_LEARN))
     if (learn is None) != (calibration is None):
-        raise OptionError("learn and calibration need each other; give both", field="learn")
+        raise OptionError("--learn and --calibration need each other; give both", field="learn")
     if learn is not None and recipe is None:
-        raise OptionError("learn is a way to quantize; give quantize too", field="learn")
+        raise OptionError("--learn is a way to quantize; give --quantize too", field="learn")
     if dequantize and recipe is not None:
-        raise OptionError("quantize and dequantize exclude each other", field="dequantize")
-    if max_shard_bytes < 1:
-        raise OptionError(f"max_shard_bytes is {max_shard_bytes}; expected a size above 0")
+        raise OptionError("--quantize and --dequantize exclude each other", field="dequantize")
+    target = (
+        default_destination(source, recipe, dtype)
+        if destination is None
+        else local_path(destination, field="destination")
+    )
+    text = None if calibration is None else local_path(calibration, field="calibration")
     folder, name, commit = _open(source, revision)
     settings = Settings(
         source_name=name,
@@ -94,12 +105,10 @@ def convert(
         allow_overflow=allow_overflow,
         max_shard_bytes=max_shard_bytes,
         learn=learn,
-        calibration=None if calibration is None else Path(calibration).expanduser(),
+        calibration=text,
         revision=commit,
     )
-    if destination is None:
-        destination = default_destination(source, recipe, dtype)
-    return convert_folder(folder, Path(destination).expanduser(), settings, on_progress=on_progress)
+    return convert_folder(folder, target, settings, on_progress=on_progress)
 
 
 def export(
@@ -124,8 +133,9 @@ def export(
 
     Other arguments, interruptions and errors are those of `convert`.
     """
-    _check_choice("layout", layout, LAYOUTS[1:])
-    _check_choice("dtype", dtype, DTYPES)
+    check_choice("layout", layout, LAYOUTS[1:])
+    _check_writing(dtype, trust_config, overwrite, allow_overflow, max_shard_bytes, on_progress)
+    target = local_path(destination, field="destination")
     folder, name, commit = _open(source, revision)
     config = read_config(folder, rope=rope, trust_config=trust_config)
     settings = Settings(
@@ -140,7 +150,7 @@ def export(
         max_shard_bytes=max_shard_bytes,
         revision=commit,
     )
-    return convert_folder(folder, Path(destination).expanduser(), settings, on_progress=on_progress)
+    return convert_folder(folder, target, settings, on_progress=on_progress)
 
 
 def verify(
@@ -165,13 +175,15 @@ def verify(
         InputFileError: a folder cannot be read or the first one has no report.
         OptionError: the report names no hub id, so the source must be given.
     """
-    folder = resolve(Path(folder))
+    check_flags(full=full)
+    check_callback("on_progress", on_progress)
+    folder = resolve(local_path(folder, field="folder"))
     if source is None:
         report = _report(folder)
         if not is_hub_id(report.source):
             raise OptionError(
                 f"{folder} was converted from a folder called {report.source!r}; "
-                "say where it is with source",
+                "say where it is with --source",
                 field="source",
             )
         source, revision = report.source, revision or report.revision
@@ -218,7 +230,8 @@ def upload(
         HubError: the Hub cannot be reached or refuses.
     """
     check_repo(repo)
-    folder = resolve(Path(folder))
+    check_flags(private=private, dry_run=dry_run)
+    folder = resolve(local_path(folder, field="folder"))
     missing = [name for name in _report(folder).files if not (folder / name).is_file()]
     if missing:
         raise InputFileError(f"{missing[0]} is missing; convert it again", file=folder)
@@ -241,13 +254,13 @@ def upload(
 
 def check_repo(repo: str) -> None:
     """Raise `OptionError` if a repository cannot be called so."""
-    if not is_hub_id(repo):
-        raise OptionError(f"repository {repo!r} is not owner/name", field="repo")
+    if not isinstance(repo, str) or not is_hub_id(repo):
+        raise OptionError(f"repository {quote(repo)} is not owner/name", field="repo")
 
 
 def default_destination(source: str | Path, recipe: Recipe | None, dtype: str | None) -> Path:
     """Return where a conversion goes that was given no destination."""
-    path = Path(os.path.abspath(Path(source).expanduser()))
+    path = Path(os.path.abspath(local_path(source, field="source")))
     found = origin(path)
     name = path.name if found is None else found[0].rpartition("/")[2]
     return Path(f"{name}-{dtype or 'mlx' if recipe is None else recipe.label}")
@@ -268,6 +281,16 @@ def _report(folder: Path) -> ConversionReport:
     return report
 
 
-def _check_choice(name: str, value: object, choices: Any) -> None:
-    if value is not None and value not in tuple(choices):
-        raise OptionError(f"{name} is {value!r}; expected {' or '.join(choices)}", field=name)
+def _check_writing(
+    dtype: object,
+    trust_config: object,
+    overwrite: object,
+    allow_overflow: object,
+    max_shard_bytes: object,
+    on_progress: object,
+) -> None:
+    """Check what `convert` and `export` have in common."""
+    check_choice("dtype", dtype, (None, *DTYPES))
+    check_flags(trust_config=trust_config, overwrite=overwrite, allow_overflow=allow_overflow)
+    check_size("max_shard_bytes", max_shard_bytes)
+    check_callback("on_progress", on_progress)

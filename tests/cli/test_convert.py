@@ -118,6 +118,7 @@ def test_a_command_line_becomes_a_call(
         ("src --max-shard-size 5", "write it like 5GB"),
         ("src --private", "give --upload-repo"),
         ("src --dry-run", "give --upload-repo"),
+        ("~nobody:/x", "source is '~nobody:/x', the home of no user here"),
         ("src --upload-repo glm", "repository 'glm' is not owner/name"),
     ],
 )
@@ -131,15 +132,18 @@ def test_contradictions_are_refused_before_any_work(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("-q -d", "quantize and dequantize exclude each other"),
-        ("-q --learn awq", "learn and calibration need each other"),
-        ("--learn awq --calibration text.txt", "give quantize too"),
+        ("--mlx-path ~nobody:/x", "destination is '~nobody:/x', the home of no user here"),
+        ("-q --learn awq --calibration ~nobody:/x", "calibration is '~nobody:/x', the home of"),
+        ("-q -d", "--quantize and --dequantize exclude each other"),
+        ("-q --learn awq", "--learn and --calibration need each other"),
+        ("--learn awq --calibration text.txt", "give --quantize too"),
     ],
 )
 def test_contradictions_that_the_converter_itself_refuses(
     refused: Refused, make_folder: FolderMaker, words: str, said: str
 ) -> None:
-    assert said in refused("convert", str(make_folder("glm4")), "out", *words.split(), code=2)
+    target = () if "--mlx-path" in words else ("--mlx-path", "out")
+    assert said in refused("convert", str(make_folder("glm4")), *target, *words.split(), code=2)
 
 
 def test_code_of_a_model_stays_unrun_and_that_is_said(run: Run, fake: FakeConverter) -> None:
