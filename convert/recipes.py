@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, NoReturn, Self
@@ -87,6 +87,8 @@ class Recipe:
                     field="overrides",
                 )
             self._override(pattern, value)
+        own = {key: v if isinstance(v, bool) else dict(v) for key, v in self.overrides.items()}
+        object.__setattr__(self, "overrides", own)  # which nobody else can change
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -121,6 +123,16 @@ class Recipe:
         """The spec of what nothing else decides; of a mixed recipe, the lower of its two."""
         bits = self.bits if self.mixed is None else _MIXED[self.mixed][0]
         return _make_spec("", bits, self.group_size, self.mode)
+
+    @property
+    def resolved(self) -> Self:
+        """This recipe with its defaults written out: two that decide alike are equal."""
+        only_width = self.mixed is None and not self.has_target
+        return replace(
+            self,
+            bits=self.default.bits if only_width else None,
+            group_size=self.default.group_size,
+        )
 
     @property
     def has_target(self) -> bool:

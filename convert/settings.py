@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 LAYOUTS = ("mlx", "hf", "chatglm")
 # The spelling of options and of config.json -> the spelling of safetensors headers.
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_CALIBRATION_LIMIT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +55,15 @@ class Settings:
     revision: str | None = None
 
     def described(self) -> dict[str, Any]:
-        """What decides the bits of the result, as JSON; what was left alone is left out.
+        """What decides the bits of the result, as JSON, defaults of the recipe written out.
+
+        What was left alone is left out.
 
         Raises:
             InputFileError: the calibration text cannot be read.
         """
-        recipe = {} if self.recipe is None else asdict(self.recipe)
+        recipe = {} if self.recipe is None else asdict(self.recipe.resolved)
+        text = self.calibration_bytes
         options = {
             "layout": self.layout,
             "dtype": self.dtype,
@@ -66,16 +72,34 @@ class Settings:
             "allow_overflow": self.allow_overflow or None,
             "max_shard_bytes": self.max_shard_bytes,
             "learn": self.learn,
-            "calibration": self.calibration and _sha256(self.calibration),
+            "calibration": None if text is None else hashlib.sha256(text).hexdigest(),
         }
         return {key: value for key, value in (recipe | options).items() if value not in (None, {})}
 
+    @cached_property
+    def calibration_bytes(self) -> bytes | None:
+        """The calibration text, read once so that what is learned is what the report names.
 
-def _sha256(file: Path) -> str:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as cause:
-        raise InputFileError(f"cannot be read: {cause.strerror}", file=file) from cause
+        Raises:
+            InputFileError: it cannot be read, is not a regular file, or is too large.
+        """
+        file = self.calibration
+        if file is None:
+            return None
+        try:
+            if not stat.S_ISREG(file.stat().st_mode):  # a named pipe would block for ever
+                raise InputFileError("is not a regular file; give a text file", file=file)
+            with file.open("rb") as stream:
+                content = stream.read(_CALIBRATION_LIMIT_BYTES + 1)
+        except OSError as cause:
+            raise InputFileError(f"cannot be read: {cause.strerror}", file=file) from cause
+        if len(content) > _CALIBRATION_LIMIT_BYTES:
+            raise InputFileError(
+                f"is larger than {_CALIBRATION_LIMIT_BYTES:,} bytes, the limit for a calibration "
+                "text; give its beginning",
+                file=file,
+            )
+        return content
 
 
 @dataclass(frozen=True)
