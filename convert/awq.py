@@ -7,24 +7,20 @@ layer of weights is in memory at a time; applying the factors is for `pack`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from glm_mlx.checkpoint import Checkpoint, RowReader
 from glm_mlx.checkpoint.header import DTYPES
-from glm_mlx.checkpoint.refusal import quote
 from glm_mlx.config import ModelConfig, Quantization
-from glm_mlx.convert.pack import Block, Transform, blocks_of, pack, read_block, unpack
+from glm_mlx.convert.pack import Transform, pack, unpack
 from glm_mlx.convert.plan import Piece, plan_pieces, quantized
 from glm_mlx.convert.settings import OnProgress, Progress
-from glm_mlx.errors import NumericError
-from glm_mlx.model.decoder import DecoderLayer
-from glm_mlx.model.rope import RotaryEmbedding
+from glm_mlx.convert.walk import Meter, Walk, read_rows
 
 # A factor is activation^alpha / weight^beta: both 0 is plain rounding, beta alone 0 is AWQ.
 _ALPHAS = [i / 10 for i in range(11)]
@@ -85,21 +81,18 @@ def folds_of(layer: str, config: ModelConfig) -> dict[str, Fold]:
 _HEAD = Fold(("lm_head.weight",), "model.norm.weight")
 
 
-class Meter(nn.Module):
-    """Stands before a module and sums what enters it, by column."""
+class ColumnMeter(Meter):
+    """Sums what enters a module, by column."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
+        super().__init__(module)
         self.magnitude = mx.array(0.0)
         self.power = mx.array(0.0)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        columns = x.reshape(-1, x.shape[-1])
-        self.magnitude = self.magnitude + mx.sum(mx.abs(columns), axis=0)
-        self.power = self.power + mx.sum(mx.square(columns), axis=0)
+    def observe(self, inputs: mx.array) -> None:
+        self.magnitude = self.magnitude + mx.sum(mx.abs(inputs), axis=0)
+        self.power = self.power + mx.sum(mx.square(inputs), axis=0)
         mx.eval(self.magnitude, self.power)
-        return cast(mx.array, self.module(x))
 
 
 def learn_transforms(
@@ -128,56 +121,29 @@ def learn_transforms(
     total_bytes = sum(piece.size_bytes for piece in planned if ".layers." in piece.name)
     done_bytes = 0
     transforms: dict[str, Transform] = {}
-    rope = RotaryEmbedding.from_config(config)
     with RowReader(checkpoint) as reader:
-        embedding = pieces["model.embed_tokens.weight"]
-        hidden = [_read_rows(reader, embedding, row)[None] for row in ids]  # (1, L, E) each
+        walk = Walk(reader, config, pieces, ids)
         for index in range(config.num_layers):
             path = f"model.layers.{index}"
-            own = [piece for piece in pieces.values() if piece.name.startswith(f"{path}.")]
-            weights = {piece.name: _read(reader, blocks_of(piece)) for piece in own}
-            for fold, meter in _run_layer(config, path, weights, hidden, rope):
+            weights, meters = walk.pass_layer(path, ColumnMeter)
+            for module, fold in folds_of(path, config).items():
                 samples = {name: _sampled(weights[name]) for name in fold.matrices}
                 norm = None if fold.norm is None else weights[fold.norm]
-                _learn(fold, meter, samples, norm, pieces, transforms)
-            done_bytes += sum(piece.size_bytes for piece in own)
+                _learn(fold, meters[module], samples, norm, pieces, transforms)
+            done_bytes += sum(pieces[name].size_bytes for name in weights)
             if on_progress is not None:
                 on_progress(Progress("learning", done_bytes, total_bytes, path))
         if not config.tie_word_embeddings:
-            norm = _read(reader, blocks_of(pieces["model.norm.weight"]))
-            meter = Meter(nn.Identity())
-            for row in hidden:
-                meter(mx.fast.rms_norm(row, norm, config.rms_norm_eps))
+            norm, meter = walk.reach_head(ColumnMeter)
             head = pieces["lm_head.weight"]
-            rows = _read_rows(reader, head, range(0, head.shape[0], _stride(head.shape[0])))
+            rows = read_rows(reader, head, range(0, head.shape[0], _stride(head.shape[0])))
             _learn(_HEAD, meter, {head.name: rows}, norm, pieces, transforms)
     return transforms
 
 
-def _run_layer(
-    config: ModelConfig,
-    path: str,
-    weights: Mapping[str, mx.array],
-    hidden: list[mx.array],
-    rope: RotaryEmbedding,
-) -> list[tuple[Fold, Meter]]:
-    """Replace each of the hidden states by what the layer makes of it; meter the folds' inputs."""
-    layer = DecoderLayer(config)
-    layer.load_weights([(name.removeprefix(f"{path}."), w) for name, w in weights.items()])
-    metered = []
-    for module, fold in folds_of(path, config).items():
-        parent, name = module.removeprefix(f"{path}.").split(".")
-        meter = layer[parent][name] = Meter(layer[parent][name])
-        metered.append((fold, meter))
-    for i, row in enumerate(hidden):
-        hidden[i] = layer(row, rope, 0, "causal", None)
-        mx.eval(hidden[i])
-    return metered
-
-
 def _learn(
     fold: Fold,
-    meter: Meter,
+    meter: ColumnMeter,
     samples: Mapping[str, mx.array],
     norm: mx.array | None,
     pieces: Mapping[str, Piece],
@@ -211,7 +177,7 @@ def _learn(
 
 
 def _search(
-    fold: Fold, meter: Meter, samples: Mapping[str, mx.array], pieces: Mapping[str, Piece]
+    fold: Fold, meter: ColumnMeter, samples: Mapping[str, mx.array], pieces: Mapping[str, Piece]
 ) -> mx.array:
     """Return the factors under which packing errs least in what the matrices put out.
 
@@ -253,27 +219,3 @@ def _stride(rows: int) -> int:
 
 def _sampled(matrix: mx.array) -> mx.array:
     return matrix[:: _stride(matrix.shape[0])]
-
-
-def _read_rows(reader: RowReader, piece: Piece, rows: Iterable[int]) -> mx.array:
-    """Return single rows of a piece that one tensor makes, in fp32."""
-    (segment,) = piece.segments
-    return _read(reader, (Block(segment, row, row + 1, row) for row in rows))
-
-
-def _read(reader: RowReader, blocks: Iterable[Block]) -> mx.array:
-    """Return rows in fp32, evaluated."""
-    parts = []
-    for block in blocks:
-        floats, bad = read_block(reader, block)
-        if bad:
-            info = block.segment.weight
-            raise NumericError(
-                f"tensor {quote(info.name)} holds NaN or infinite values; download it again",
-                file=info.file,
-                field=info.name,
-            )
-        parts.append(floats.astype(mx.float32))
-    whole = mx.concatenate(parts)
-    mx.eval(whole)
-    return whole
