@@ -62,14 +62,16 @@ class Recipe:
     def __post_init__(self) -> None:
         given = [name for name in _EXCLUSIVE if getattr(self, name) is not None]
         if len(given) > 1:
-            raise OptionError(f"{' and '.join(given)} exclude each other; give one", field=given[1])
+            ways = " and ".join(map(_words, given))
+            raise OptionError(f"{ways} exclude each other; give one", field=given[1])
         if self.mixed is not None and self.mixed not in list(_MIXED):
             _refuse("mixed", self.mixed, _MIXED)
         for name in ("target_bits", "target_bytes"):
             _check_positive(name, getattr(self, name))
         if self.default.mode != "affine" and given and given != ["bits"]:
             raise OptionError(
-                f"{given[0]} needs several widths and mode {self.mode} has one; use mode affine",
+                f"{_words(given[0])} needs several widths and mode {self.mode} has one; "
+                "use mode affine",
                 field="mode",
             )
         for name in ("embed_bits", "head_bits"):
@@ -168,7 +170,8 @@ class Recipe:
             bits: Bits = getattr(self, name)
             if bits is not None and path not in matrices:
                 raise OptionError(
-                    f"{name} is {bits}, but this model's head is its embedding; set embed_bits",
+                    f"{_words(name)} is {bits}, but this model's head is its embedding; "
+                    "set embed bits",
                     field=name,
                 )
             if bits is not None:
@@ -206,11 +209,11 @@ class Recipe:
                 f"{where} is {quote(value)}; expected an object, true or false", field="overrides"
             )
         for key in value.keys() - set(_OVERRIDE_KEYS):
-            _refuse(f"{where} key", key, _OVERRIDE_KEYS)
+            _refuse("key", key, _OVERRIDE_KEYS, where=where)
         mode = value.get("mode", self.mode)
         same = self.default if mode == self.mode else None
         return _make_spec(
-            f"{where} ",
+            where,
             value.get("bits", same and same.bits),
             value.get("group_size", same and same.group_size),
             mode,
@@ -248,12 +251,12 @@ def check_widths(
     alike = [path for path, spec in misfits.items() if spec.group_size == first.group_size]
     widths = sorted({matrices[path][1] for path in alike})
     cures = [
-        f"use group_size {size}"
+        f"use group size {size}"
         for size in sorted(MODES[first.mode]["group_size"], reverse=True)
         if not any(width % size for width in widths)
     ]
     raise OptionError(
-        f"group_size {first.group_size} does not divide the input width "
+        f"group size {first.group_size} does not divide the input width "
         f"({', '.join(map(str, widths))}) of {join(alike)}; "
         + " or ".join([*cures[:1], "leave them unquantized: false in the overrides"]),
         field="group_size",
@@ -277,7 +280,7 @@ def parse_size(text: str) -> int:
         OptionError: no number, or no unit, without which gigabytes might be taken for bytes.
     """
     size_bytes = _read_size(text)
-    if size_bytes is None:
+    if not size_bytes:
         raise OptionError(f"size {quote(text)} is not one; write it like 5GB, 4.5GiB or 800MB")
     return size_bytes
 
@@ -316,7 +319,7 @@ def _important(matrices: Iterable[str]) -> list[str]:
 def _make_spec(where: str, bits: object, group_size: object, mode: object) -> QuantSpec:
     """Check a spec; None takes what is usual in the mode. `where` opens the message."""
     if not isinstance(mode, str) or mode not in MODES:
-        _refuse(f"{where}mode", mode, MODES)
+        _refuse("mode", mode, MODES, where=where)
     chosen = {}
     for name, value in (("bits", bits), ("group_size", group_size)):
         choices = MODES[mode][name]
@@ -324,16 +327,20 @@ def _make_spec(where: str, bits: object, group_size: object, mode: object) -> Qu
             value = choices[0]
         if type(value) is not int or value not in choices:
             with_mode = "" if mode == "affine" else f" with mode {mode}"
-            _refuse(f"{where}{name}", value, sorted(choices), with_mode)
+            _refuse(name, value, sorted(choices), with_mode, where=where)
         chosen[name] = value
     return QuantSpec(**chosen, mode=mode)
 
 
-def _refuse(name: str, value: object, choices: Iterable[object], why: str = "") -> NoReturn:
+def _refuse(
+    name: str, value: object, choices: Iterable[object], why: str = "", *, where: str = ""
+) -> NoReturn:
     *others, last = map(str, choices)
     listed = f"{', '.join(others)} or {last}" if others else last
     raise OptionError(
-        f"{name} {quote(value)} is not supported{why}; use {listed}", field=name.split(":")[0]
+        f"{f'{where} {name}' if where else _words(name)} {quote(value)} is not supported{why}; "
+        f"use {listed}",
+        field="overrides" if where else name,
     )
 
 
@@ -341,4 +348,11 @@ def _check_positive(name: str, value: object) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise OptionError(f"{name} {quote(value)} is not a size; use a number above 0", field=name)
+        raise OptionError(
+            f"{_words(name)} {quote(value)} is not a size; use a number above 0", field=name
+        )
+
+
+def _words(name: str) -> str:
+    """A field in words that serve whoever called it --target-bits, and whoever target_bits."""
+    return {"mixed": "mixed recipe"}.get(name, name.replace("_", " "))

@@ -113,7 +113,7 @@ def test_a_command_line_becomes_a_call(
         ("src out more", "unexpected extra argument"),
         ("src -q 4bit --q-bits 8", "--quantize 4bit and --q-bits 8 contradict each other"),
         ("src -q 3bitt", "recipe '3bitt' is unknown"),
-        ("src --q-group-size 48", "group_size 48 is not supported; use 32, 64 or 128"),
+        ("src --q-group-size 48", "group size 48 is not supported; use 32, 64 or 128"),
         ("src --dtype int8", "'int8' is not one of"),
         ("src --max-shard-size 5", "write it like 5GB"),
         ("src --private", "give --upload-repo"),
@@ -285,3 +285,25 @@ def test_a_failed_upload_leaves_a_finished_conversion_and_says_how_to_send_it(
     assert result.stderr.endswith("glm-mlx: error: unreachable/x: the Hub cannot be reached\n")
     assert run("upload", str(out), "own/er").stdout == "https://huggingface.co/own/er\n"
     assert uploads == [("out", "own/er", FILES, False)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-q 4bit --quant-predicate mixed_4_6",
+        "-q mxfp4 --target-bits 4.5",
+        "--target-size 5GB --target-bits 4",
+        "--q-group-size 48",
+        "--target-bits 0",
+        "--embed-bits 7",
+        "--q-group-size 128",
+        "--max-shard-size 0GB",
+        "--learn awq",
+    ],
+)
+def test_messages_name_no_field_of_python(
+    refused: Refused, make_folder: FolderMaker, words: str
+) -> None:
+    said = refused("convert", str(make_folder("glm4")), "out", *words.split(), code=2)
+    for name in "group_size", "target_b", "embed_bits", "max_shard_bytes", "quant_predicate":
+        assert name not in said

@@ -136,7 +136,7 @@ def test_nothing_is_read_for_a_target_that_cannot_be(source: Path) -> None:
 
 def test_width_that_no_group_divides_is_refused_unless_pinned(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "odd", intermediate_size=96)
-    with pytest.raises(OptionError, match=r"group_size 64 does not divide .* \(96\)"):
+    with pytest.raises(OptionError, match=r"group size 64 does not divide .* \(96\)"):
         choose(folder, Recipe(target_bits=5))
     overrides = {"*.down_proj": False}
     quantization = choose(folder, Recipe(target_bits=12, overrides=overrides))

@@ -143,25 +143,25 @@ def test_embedding_takes_a_width_that_the_mode_lacks(matrices: Matrices) -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"group_size": 48}, "group_size 48 is not supported; use 32, 64 or 128"),
-        ({"group_size": 100000}, "group_size 100000 is not supported; use 32, 64 or 128"),
+        ({"group_size": 48}, "group size 48 is not supported; use 32, 64 or 128"),
+        ({"group_size": 100000}, "group size 100000 is not supported; use 32, 64 or 128"),
         ({"bits": 7}, "bits 7 is not supported; use 2, 3, 4, 5, 6 or 8"),
         ({"bits": 4.0}, "bits 4.0 is not supported"),
         ({"bits": True}, "bits True is not supported"),
         ({"mode": "nf4"}, "mode 'nf4' is not supported; use affine, mxfp4, nvfp4 or mxfp8"),
         ({"mode": "mxfp4", "group_size": 64}, "64 is not supported with mode mxfp4; use 32"),
         ({"mode": "mxfp8", "bits": 4}, "bits 4 is not supported with mode mxfp8; use 8"),
-        ({"mixed": "mixed_4_8"}, "mixed 'mixed_4_8' is not supported; use mixed_2_6, mixed_3_4,"),
-        ({"mixed": "mixed_4_6", "bits": 4}, "bits and mixed exclude each other; give one"),
-        ({"target_bits": 4, "target_bytes": 9}, "target_bits and target_bytes exclude each other"),
-        ({"mode": "mxfp4", "mixed": "mixed_4_6"}, "mixed needs several widths and mode mxfp4 has"),
-        ({"mode": "mxfp8", "target_bits": 4.5}, "target_bits needs several widths and mode mxfp8"),
-        ({"target_bits": 0}, "target_bits 0 is not a size; use a number above 0"),
-        ({"target_bits": float("nan")}, "target_bits nan is not a size"),
-        ({"target_bytes": float("inf")}, "target_bytes inf is not a size"),
-        ({"target_bytes": "5GB"}, "target_bytes '5GB' is not a size"),
-        ({"embed_bits": 7}, "embed_bits 7 is not supported; use 2, 3, 4, 5, 6, 8 or none"),
-        ({"head_bits": "no"}, "head_bits 'no' is not supported; use 2, 3, 4, 5, 6, 8 or none"),
+        ({"mixed": "mixed_4_8"}, "mixed recipe 'mixed_4_8' is not supported; use mixed_2_6,"),
+        ({"mixed": "mixed_4_6", "bits": 4}, "bits and mixed recipe exclude each other; give one"),
+        ({"target_bits": 4, "target_bytes": 9}, "target bits and target bytes exclude each other"),
+        ({"mode": "mxfp4", "mixed": "mixed_4_6"}, "mixed recipe needs several widths and mode mxfp4"),
+        ({"mode": "mxfp8", "target_bits": 4.5}, "target bits needs several widths and mode mxfp8"),
+        ({"target_bits": 0}, "target bits 0 is not a size; use a number above 0"),
+        ({"target_bits": float("nan")}, "target bits nan is not a size"),
+        ({"target_bytes": float("inf")}, "target bytes inf is not a size"),
+        ({"target_bytes": "5GB"}, "target bytes '5GB' is not a size"),
+        ({"embed_bits": 7}, "embed bits 7 is not supported; use 2, 3, 4, 5, 6, 8 or none"),
+        ({"head_bits": "no"}, "head bits 'no' is not supported; use 2, 3, 4, 5, 6, 8 or none"),
         ({"overrides": {"a": {"bits": 9}}}, "overrides: 'a' bits 9 is not supported; use 2, 3,"),
         ({"overrides": {"a": {"bit": 8}}}, "overrides: 'a' key 'bit' is not supported; use bits,"),
         ({"overrides": {"a": {"mode": ["x"]}}}, "overrides: 'a' mode ['x'] is not supported"),
@@ -190,7 +190,7 @@ def test_recipe_that_does_not_fit_the_model(recipe: Recipe, said: str, matrices:
 
 
 def test_tied_model_has_no_head_of_its_own() -> None:
-    with pytest.raises(OptionError, match="head is its embedding; set embed_bits"):
+    with pytest.raises(OptionError, match="head is its embedding; set embed bits"):
         Recipe(head_bits=8).quantization({"model.embed_tokens": (352, 64)})
 
 
@@ -201,9 +201,9 @@ def test_no_matrix_is_left_out_because_of_its_width() -> None:
     with pytest.raises(OptionError) as caught:
         Recipe().quantization(matrices)
     assert str(caught.value) == (
-        "group_size 64 does not divide the input width (96) of "
+        "group size 64 does not divide the input width (96) of "
         + ", ".join(f"'model.layers.{i}.mlp.down_proj'" for i in range(5))
-        + " and 2 more; use group_size 32 or leave them unquantized: false in the overrides"
+        + " and 2 more; use group size 32 or leave them unquantized: false in the overrides"
     )
     kept = Recipe(overrides={"*.down_proj": False}).quantization(matrices)
     assert kept.spec_for("lm_head") and not kept.spec_for("model.layers.6.mlp.down_proj")
