@@ -6,6 +6,7 @@ Knows nothing of what the folder holds, but that code in it is of no use here an
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import warnings
@@ -31,6 +32,7 @@ _UNWANTED = ("*/*",)
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _HUB_ID = re.compile(rf"(?!.*(?:--|\.\.)){_NAME}/{_NAME}")
 
+_METADATA = re.compile(r"---[\r\n]+[\s\S]*?[\r\n]+---(?:[\r\n]|$)")  # as huggingface_hub has it
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -180,11 +182,26 @@ def read_metadata(card: str, *, file: object) -> dict[str, Any]:
     from huggingface_hub import ModelCard
 
     try:
-        return dict(ModelCard(card, ignore_metadata_errors=True).data.to_dict())
+        if not _METADATA.match(card):
+            raise ValueError("no line --- closes it")
+        with _silent("huggingface_hub"):
+            return dict(ModelCard(card, ignore_metadata_errors=True).data.to_dict())
     except Exception as cause:  # the parser behind that class is not ours to name
         said = " ".join(str(cause).split())
         warnings.warn(f"{file}: its metadata is ignored: {said:.200}", GLMWarning, stacklevel=2)
         return {}
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Keep a package's own words off stderr."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def write_metadata(data: Mapping[str, Any]) -> str:

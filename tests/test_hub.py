@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -356,3 +357,25 @@ def test_a_card_without_metadata_says_nothing(card: str) -> None:
 def test_unreadable_metadata_is_a_warning(block: str) -> None:
     with pytest.warns(GLMWarning, match=r"^here/README.md: its metadata is ignored: "):
         assert read_metadata(f"---\n{block}\n---\n", file="here/README.md") == {}
+
+
+@pytest.mark.parametrize(
+    ("card", "warned"),
+    [
+        ("---\nlicense: mit\n", "no line --- closes it"),
+        ("---\nlicense: mit\n---x\n# Model\n", "no line --- closes it"),
+        ("---\nlicense: mit\nmodel-index: 5\n---\n", ""),
+    ],
+)
+def test_metadata_that_is_odd_leaves_no_word_of_the_library(
+    card: str, warned: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = read_metadata(card, file="README.md")
+    assert [str(one.message) for one in caught] == (
+        [f"README.md: its metadata is ignored: {warned}"] if warned else []
+    )
+    assert found.get("license") == (None if warned else "mit")
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
