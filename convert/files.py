@@ -19,13 +19,13 @@ from glm_mlx.config import (
     to_chatglm_config,
     to_glm_config,
 )
-from glm_mlx.errors import CheckpointError, ConfigError, GLMWarning, OptionError
+from glm_mlx.errors import ConfigError, GLMWarning, InputFileError, OptionError
 from glm_mlx.jsonfile import MAX_BYTES, read_json_object
 from glm_mlx.modelfile import own_file, read_file
 from glm_mlx.text.files import tokenizer_files
 from glm_mlx.text.tokenizer import STOP_TOKENS
 
-_LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "MODEL_LICENSE", "MODEL_LICENSE.txt", "NOTICE")
+LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "MODEL_LICENSE", "MODEL_LICENSE.txt", "NOTICE")
 
 
 def model_files(
@@ -49,7 +49,8 @@ def model_files(
 
     Raises:
         OptionError: the layout has no words for the model.
-        InputFileError: a file of the source is damaged, missing or a link out of the folder.
+        InputFileError: a file of the source is damaged, missing or a link out of the folder. A
+            licence that cannot be read is a warning, and left out.
     """
     config_file = _config_file(source, config, layout, quantization, dtype)
     files, ids = tokenizer_files(
@@ -57,10 +58,14 @@ def model_files(
     )
     files["config.json"] = config_file
     files["generation_config.json"] = _generation_file(source, config, ids)
-    for name in _LICENCES:
-        licence = read_file(source, name, error=CheckpointError, max_bytes=MAX_BYTES)
-        if licence is not None:
-            files[name] = licence
+    for name in LICENCES:
+        try:
+            licence = read_file(source, name, error=InputFileError, max_bytes=MAX_BYTES)
+        except InputFileError as cause:
+            warnings.warn(f"a licence of the source is left out: {cause}", GLMWarning, stacklevel=3)
+        else:
+            if licence is not None:
+                files[name] = licence
     return dict(sorted(files.items()))
 
 
