@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from glm_mlx.checkpoint.writer import disk_errors, sync, sync_folder, write_all
 from glm_mlx.errors import OptionError
@@ -24,7 +24,9 @@ class Journal:
     """The log of one conversion, locked by this process until it is closed or removed.
 
     Attributes:
-        fingerprint: of the conversion; None in a log that was never started.
+        fingerprint: of the conversion; None in a log that was never started, or whose beginning is
+            lost.
+        is_foreign: whether the file holds something else, which only `start` writes over.
         shards: name -> entry, of each shard recorded.
         replacing: whether an earlier result may have been moved out of the way.
     """
@@ -33,7 +35,7 @@ class Journal:
         """Open the file, or create it, and lock it.
 
         Raises:
-            OptionError: another process holds it, or it is a file of something else.
+            OptionError: another process holds it.
             OSError: it cannot be opened.
         """
         self._file = file
@@ -63,10 +65,13 @@ class Journal:
         self._append({"replacing": replacing})
 
     def remove(self) -> None:
-        """Remove the file while it is still locked, then let it go."""
-        with disk_errors(self._file):
-            os.unlink(self._file)
-            sync_folder(self._file.parent)
+        """Remove the file while it is still locked, then let it go.
+
+        Raises:
+            OSError: it is still there, or may be there again after a power cut.
+        """
+        os.unlink(self._file)
+        sync_folder(self._file.parent)
         self.close()
 
     def close(self) -> None:
@@ -81,7 +86,7 @@ class Journal:
             size_bytes = self._read(descriptor)
             if is_held or (is_held is None and _is_running(self._pid)):
                 raise self._busy(is_sure=is_held is not None)
-            if size_bytes > self._end:
+            if size_bytes > self._end and self.fingerprint is not None:
                 os.ftruncate(descriptor, self._end)
         except BaseException:
             os.close(descriptor)
@@ -96,6 +101,7 @@ class Journal:
 
     def _forget(self) -> None:
         self.fingerprint: str | None = None
+        self.is_foreign = False
         self.shards: dict[str, dict[str, Any]] = {}
         self.replacing = False
         self._pid = 0
@@ -107,17 +113,15 @@ class Journal:
         content = b""
         while block := os.pread(descriptor, _BLOCK_BYTES, len(content)):
             content += block
-        if not content.startswith(_BEGINNING) and not _BEGINNING.startswith(content):
-            raise OptionError(
-                "is not the journal of a conversion; move it away or choose another destination",
-                file=self._file,
-            )
+        self.is_foreign = not (content.startswith(_BEGINNING) or _BEGINNING.startswith(content))
+        if self.is_foreign:
+            return len(content)
         for line in content.splitlines(keepends=True):
             try:
                 note = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 note = None
-            if not isinstance(note, dict):
+            if not _is_note(note):
                 break
             self._apply(note)
             self._end += len(line)
@@ -144,6 +148,16 @@ class Journal:
         if not is_sure:
             cure = f"{cure}; remove this file if that process is no conversion"
         return OptionError(f"{holder} is writing this conversion; {cure}", file=self._file)
+
+
+def _is_note(note: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a line is one that was written here, and not what a crash made of it."""
+    if not isinstance(note, dict):
+        return False
+    kinds = {"fingerprint": str, "pid": int, "replacing": bool, "shard": str, "entry": dict}
+    return all(isinstance(note.get(key, kind()), kind) for key, kind in kinds.items()) and (
+        "shard" not in note or isinstance(note.get("entry", {}).get("sha256"), str)
+    )
 
 
 def _lock(descriptor: int) -> bool | None:

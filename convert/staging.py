@@ -2,7 +2,8 @@
 
 Everything is written in DEST.unfinished, which the journal beside it records and locks; at the end
 that folder is renamed to DEST, and until then nothing has this name. A result to be replaced waits
-as DEST.replaced for that moment. Knows folders and names; what the files hold is the pipeline's.
+as DEST.replaced for that moment. Knows folders; which files are a conversion's is for `ours` to
+say, and what they hold is the pipeline's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import os
 import shutil
 import unicodedata
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,8 +23,9 @@ from glm_mlx.checkpoint.folder import INDEX
 from glm_mlx.checkpoint.refusal import join, quote
 from glm_mlx.checkpoint.writer import PART, disk_errors, sync_folder, write_file
 from glm_mlx.convert.journal import Journal
+from glm_mlx.convert.ours import is_ours, strangers, strangers_in_result
 from glm_mlx.convert.report import REPORT
-from glm_mlx.errors import OptionError, ResourceError
+from glm_mlx.errors import GLMWarning, OptionError, ResourceError
 
 _PLACE_IS_WRONG = {
     errno.EACCES,
@@ -56,10 +59,14 @@ class Staging:
         Args:
             source: the folder that is read, which must lie apart.
             fingerprint: equal for two runs that make the same files.
-            overwrite: replace a finished result of ours, or an unfinished one of other settings.
+            overwrite: replace a finished result of ours, or an unfinished one of other settings or
+                with a damaged journal.
+
+        Raises:
+            OptionError: a path is relative to a working folder that is gone.
         """
-        self._destination = Path(os.path.realpath(destination))
-        self._source = Path(os.path.realpath(source))
+        self._destination = _absolute(destination)
+        self._source = _absolute(source)
         self._fingerprint = fingerprint
         self._overwrite = overwrite
         self._is_finished = False
@@ -78,7 +85,8 @@ class Staging:
         """
         with disk_errors(self.folder):
             self._check_place()
-            if not os.path.lexists(self._journal_file):
+            self._had_journal = os.path.lexists(self._journal_file)
+            if not self._had_journal:
                 self._check_destination()
             with self._creating():
                 if not self._destination.parent.exists():
@@ -96,7 +104,7 @@ class Staging:
     def __exit__(self, *_: object) -> None:
         try:
             if not self._is_finished and not self._journal.replacing:
-                with suppress(OSError, ResourceError):
+                with suppress(OSError):
                     self._remove_traces()
         finally:
             self._journal.close()
@@ -111,8 +119,8 @@ class Staging:
             free_bytes = shutil.disk_usage(self.folder).free
         if free_bytes < needed_bytes:
             raise ResourceError(
-                f"{needed_bytes:,} bytes needed, {free_bytes:,} free on its disk; free some space "
-                "or choose another disk",
+                f"{needed_bytes:,} bytes needed, the small files included, {free_bytes:,} free on "
+                "its disk; free some space or choose another disk",
                 file=self._destination,
             )
 
@@ -122,11 +130,12 @@ class Staging:
         Args:
             entry: JSON, holding the file's `sha256` in hex.
         """
-        assert "sha256" in entry
+        assert is_ours(shard) and "sha256" in entry
         self._journal.record(shard, entry)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file of the result in one step."""
+        assert is_ours(name), f"{name} would be in the way of the next run"
         write_file(self.folder / name, data)
 
     def finish(self) -> None:
@@ -140,10 +149,25 @@ class Staging:
                 os.rename(self._destination, self._replaced)
             os.rename(self.folder, self._destination)
             sync_folder(self._destination.parent)
-            if replaces:
-                _remove_folder(self._replaced)
-            self._journal.remove()
         self._is_finished = True
+        self._clear(replaces)
+
+    def _clear(self, replaced: bool) -> None:
+        """Remove what the finished result has no use for; a failure is not the conversion's."""
+        leftover = self._replaced
+        try:
+            if replaced:
+                _remove_folder(leftover)
+            leftover = self._journal_file
+            self._journal.remove()
+        except (OSError, OptionError) as cause:
+            reason = cause.strerror if isinstance(cause, OSError) else cause
+            warnings.warn(
+                f"{self._destination} is finished, but {leftover} could not be removed: {reason}; "
+                "the next conversion to this destination tries again",
+                GLMWarning,
+                stacklevel=4,
+            )
 
     def _beside(self, suffix: str) -> Path:
         return self._destination.parent / f"{self._destination.name}{suffix}"
@@ -157,6 +181,12 @@ class Staging:
                     f"{quote(str(place))} and the source {quote(str(self._source))} are one "
                     "folder or one inside the other; choose a destination apart from the source",
                     field="destination",
+                )
+        with suppress(FileNotFoundError):  # a working folder that is gone is nowhere
+            if _holds(destination, Path(os.getcwd())):
+                raise self._refusal(
+                    "is the working folder or holds it, and would be another one at the end; "
+                    "choose another destination"
                 )
         if os.path.ismount(destination):
             raise self._refusal(
@@ -187,9 +217,8 @@ class Staging:
             raise self._refusal("is a file; choose another destination") from None
         if not names:  # rename takes the place of an empty folder
             return False
-        # A report and no folders is what tells a result of ours from anything else.
-        folders = [name for name in names if os.path.isdir(self._destination / name)]
-        if REPORT not in names or folders:
+        others = strangers_in_result(self._destination)
+        if others is None:
             raise self._refusal(
                 "is not empty and no conversion of ours, so it is never replaced; "
                 "choose another destination"
@@ -198,6 +227,8 @@ class Staging:
             raise self._refusal(
                 "holds a finished conversion; choose another destination, or overwrite it"
             )
+        if others:
+            raise self._refusal(_not_made_here(others))
         if os.path.lexists(self._replaced):
             raise self._refusal(
                 f"cannot be replaced while {quote(self._replaced.name)} stands beside it; "
@@ -214,34 +245,56 @@ class Staging:
                 os.rename(self._replaced, self._destination)
                 sync_folder(self._destination.parent)
             elif not os.path.lexists(self.folder):
-                _remove_folder(self._replaced)
+                with disk_errors(self._replaced):
+                    _remove_folder(self._replaced)
         self._journal.set_replacing(False)
+
+    def _check_unfinished(self) -> bool:
+        """Return whether an unfinished folder is there, which may be continued or started over."""
+        journal = self._journal
+        if not os.path.lexists(self.folder):
+            if journal.is_foreign:
+                raise OptionError(
+                    "is not the journal of a conversion; move it away or choose another "
+                    "destination",
+                    file=self._journal_file,
+                )
+            return False
+        if self.folder.is_symlink() or not self.folder.is_dir():
+            raise OptionError(
+                "exists and is no folder; move it away or choose another destination",
+                file=self.folder,
+            )
+        if others := strangers(self.folder):
+            raise OptionError(_not_made_here(others), file=self.folder, field="destination")
+        is_blank = not os.listdir(self.folder) and not journal.is_foreign
+        if is_blank or self._overwrite or journal.fingerprint == self._fingerprint:
+            return True
+        if journal.fingerprint is None:
+            found = "is damaged" if self._had_journal else "is missing"
+            raise OptionError(
+                f"cannot be continued, as its journal {quote(self._journal_file.name)} {found}; "
+                "overwrite it to start over, or choose another destination",
+                file=self.folder,
+                field="overwrite",
+            )
+        raise OptionError(
+            "holds an unfinished conversion of another source or other settings; give those to "
+            "continue it, overwrite it, or choose another destination",
+            file=self.folder,
+            field="overwrite",
+        )
 
     def _open_folder(self) -> None:
         """Make the folder, or keep what an earlier run recorded and remove the rest."""
-        journal = self._journal
-        is_there = os.path.lexists(self.folder)
-        if is_there and journal.fingerprint is None:
-            raise OptionError(
-                "exists and has no journal, so it is not continued; move it away or remove it",
-                file=self.folder,
-            )
-        is_same = journal.fingerprint == self._fingerprint
-        if is_there and not is_same:
-            if os.listdir(self.folder) and not self._overwrite:
-                raise OptionError(
-                    "holds an unfinished conversion of another source or other settings; give "
-                    "those to continue it, overwrite it, or choose another destination",
-                    file=self.folder,
-                    field="overwrite",
-                )
-            _remove_folder(self.folder)
-            is_there = False
+        is_there = self._check_unfinished()
+        if is_there and self._journal.fingerprint == self._fingerprint:
+            self._journal.go_on()
+        else:  # first, since with a journal of its own the rest can be removed by any later run
+            self._journal.start(self._fingerprint)
         if is_there:
-            journal.go_on()
             self._keep_what_holds()
         else:
-            journal.start(self._fingerprint)
             with self._creating():
                 os.mkdir(self.folder)
 
@@ -259,6 +312,8 @@ class Staging:
         if self._journal.fingerprint is not None:
             with suppress(FileNotFoundError):
                 os.rmdir(self.folder)  # which only an empty folder lets be done to it
+        elif self._had_journal and (self._journal.is_foreign or os.path.lexists(self.folder)):
+            return  # it was refused as it is, and so it stays
         self._journal.remove()
 
     @contextmanager
@@ -275,6 +330,15 @@ class Staging:
 
     def _refusal(self, found: str) -> OptionError:
         return OptionError(found, file=self._destination, field="destination")
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return Path(os.path.realpath(path))
+    except FileNotFoundError as cause:
+        raise OptionError(
+            "the working folder is gone; change to one that exists", file=path, field="destination"
+        ) from cause
 
 
 def _holds(outer: Path, inner: Path) -> bool:
@@ -297,8 +361,17 @@ def _fold(name: str) -> str:
     return _compose(_compose(name).casefold())
 
 
+def _not_made_here(names: list[str]) -> str:
+    return (
+        f"holds {join(names)}, which no conversion wrote and none removes; move that away or "
+        "choose another destination"
+    )
+
+
 def _remove_folder(folder: Path) -> None:
-    """Remove a folder of files; one that holds folders is none of ours and stays."""
+    """Remove a folder of files that are all ours; another one stays as it is."""
+    if others := strangers(folder):
+        raise OptionError(_not_made_here(others), file=folder, field="destination")
     for name in sorted(os.listdir(folder)):
         os.unlink(folder / name)
     os.rmdir(folder)

@@ -129,8 +129,33 @@ def test_a_journal_removed_while_it_is_opened(file: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("content", [b"mine", b"{}\n", b'{"journal": "of my journey"}', b"\0" * 9])
-def test_another_file_of_that_name_is_left_alone(file: Path, content: bytes) -> None:
+def test_another_file_of_that_name_is_left_alone_until_the_start(
+    file: Path, content: bytes
+) -> None:
     file.write_bytes(content)
-    with pytest.raises(OptionError, match="is not the journal of a conversion"):
-        Journal(file)
+    journal = Journal(file)
+    assert (journal.is_foreign, journal.fingerprint) == (True, None)
     assert file.read_bytes() == content
+    journal.start("f")
+    assert not journal.is_foreign
+    journal.close()
+    assert reopen(file) == ("f", {}, False)
+
+
+@pytest.mark.parametrize(
+    "line", [b"7", b'{"shard": "a"}', b'{"shard": "a", "entry": {}}', b'{"pid": "1"}', b"[" * 9999]
+)
+def test_a_line_of_another_kind_ends_the_log(file: Path, line: bytes) -> None:
+    journal = Journal(file)
+    journal.start("f")
+    journal.close()
+    beginning = file.read_bytes()
+    file.write_bytes(beginning + line + b"\n")
+    assert reopen(file) == ("f", {}, False)
+    assert file.read_bytes() == beginning
+
+
+def test_a_log_whose_first_line_is_cut_is_not_touched(file: Path) -> None:
+    file.write_bytes(b'{"journal": "glm-mlx", "finger')
+    assert reopen(file) == (None, {}, False)
+    assert file.read_bytes() == b'{"journal": "glm-mlx", "finger'

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from makers.disk import failing_disk
+from makers.results import result_files
 
 from glm_mlx.convert.staging import Staging
 from glm_mlx.errors import OptionError, ResourceError
@@ -45,6 +46,14 @@ def take(
     return Staging(destination, source=source, fingerprint=fingerprint, overwrite=overwrite)
 
 
+def make_result(folder: Path, *others: str) -> None:
+    """Make a finished result by hand, of one weight file and the others named."""
+    folder.mkdir()
+    names = ("model.safetensors", *others)
+    for name, data in {**dict.fromkeys(names, b"w"), **result_files(names)}.items():
+        (folder / name).write_bytes(data)
+
+
 def snapshot(place: Path) -> dict[str, tuple[int, int, int, bytes | None]]:
     """Everything below a folder, with what changes when it is touched."""
     found = {}
@@ -72,8 +81,7 @@ def refuse(destination: Path, source: Path, match: str, *, overwrite: bool = Tru
 
 
 def test_case_37_a_finished_result_is_kept_unless_overwritten(place: Path) -> None:
-    (place / "model").mkdir()
-    (place / "model" / "conversion.json").write_text("{}")
+    make_result(place / "model")
     refuse(place / "model", place.parent / "source", "finished conversion", overwrite=False)
     with take(place / "model", source=place.parent / "source") as staging:
         staging.write("conversion.json", b"new")
@@ -90,10 +98,76 @@ def test_case_37_a_foreign_folder_is_never_replaced(place: Path, content: str) -
     refuse(place / "model", place.parent / "source", "no conversion of ours")
 
 
-def test_case_37_a_result_that_holds_folders_is_not_only_ours(place: Path) -> None:
-    (place / "model" / "thesis").mkdir(parents=True)
-    (place / "model" / "conversion.json").write_text("{}")
+@pytest.mark.parametrize("lacking", ["checksums.json", "conversion.json"])
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", "thesis"])
+def test_case_37_a_name_alone_makes_no_result(
+    place: Path, lacking: str, content: str | None
+) -> None:
+    make_result(place / "model")
+    file = place / "model" / lacking
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
     refuse(place / "model", place.parent / "source", "no conversion of ours")
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.txt", "adapters.safetensors", "LICENSE", "config.json.part", ".hidden"]
+)
+def test_case_37_a_file_put_into_a_result_is_kept(place: Path, name: str) -> None:
+    make_result(place / "model")
+    (place / "model" / name).write_text("mine")
+    refuse(
+        place / "model",
+        place.parent / "source",
+        f"holds {name!r}, which no conversion wrote.*; move that away or choose another",
+    )
+    refuse(place / "model", place.parent / "source", "finished conversion", overwrite=False)
+
+
+def test_case_37_what_is_put_into_a_result_is_named_and_counted(place: Path) -> None:
+    make_result(place / "model")
+    for number in range(7):
+        (place / "model" / f"{number}.txt").write_text("mine")
+    refuse(
+        place / "model",
+        place.parent / "source",
+        "holds '0.txt', '1.txt', '2.txt', '3.txt', '4.txt' and 2 more, which",
+    )
+
+
+def test_case_37_a_manifest_does_not_make_every_file_ours(place: Path) -> None:
+    make_result(place / "model", "thesis.txt")
+    refuse(place / "model", place.parent / "source", "holds 'thesis.txt'")
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "dangling link"])
+def test_case_37_what_is_no_file_is_not_ours(place: Path, kind: str) -> None:
+    make_result(place / "model")
+    shard = place / "model" / "model.safetensors"
+    if kind == "folder":
+        shard.unlink()
+        shard.mkdir()
+    elif kind == "link":
+        shard.rename(place / "disk")
+        shard.symlink_to(place / "disk")
+    else:
+        shard.unlink()
+        shard.symlink_to("nowhere")
+    refuse(place / "model", place.parent / "source", r"holds 'model\.safetensors', which")
+
+
+def test_case_37_a_result_that_was_edited_is_still_ours(place: Path) -> None:
+    make_result(place / "model", "config.json", "tokenizer.json")
+    (place / "model" / "config.json").write_text("edited")
+    (place / "model" / "tokenizer.json").unlink()
+    for name in (".DS_Store", "README.md", "._config.json"):
+        (place / "model" / name).write_text("a system's, or edited")
+    with take(place / "model", source=place.parent / "source") as staging:
+        staging.write("conversion.json", b"new")
+        staging.finish()
+    assert os.listdir(place / "model") == ["conversion.json"]
+    assert os.listdir(place) == ["model"]
 
 
 def test_case_37_a_file_is_never_replaced(place: Path) -> None:
@@ -115,14 +189,14 @@ def test_case_37_foreign_names_beside_it_are_left_alone(
     refuse(
         place / "model",
         place.parent / "source",
-        r"model\.unfinished: exists|journal: is not|Is a directory",
+        r"unfinished: holds 'notes|unfinished: exists|journal: is not|Is a directory",
     )
 
 
 def test_case_37_a_foreign_folder_in_the_place_of_the_replaced_one(place: Path) -> None:
-    for name, file in (("model", "conversion.json"), ("model.replaced", "notes.txt")):
-        (place / name).mkdir()
-        (place / name / file).write_text("mine")
+    make_result(place / "model")
+    (place / "model.replaced").mkdir()
+    (place / "model.replaced" / "notes.txt").write_text("mine")
     refuse(place / "model", place.parent / "source", r"model\.replaced' stands beside it")
 
 
