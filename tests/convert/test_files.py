@@ -264,9 +264,6 @@ def damaged_generation(folder: Path) -> None:
         (cut_tokenizer, "damaged"),
         (no_tokenizer, "holds neither"),
         (linked_tokenizer, "link out of the folder"),
-        (linked_licence, "link out of the folder"),
-        (endless_licence, "special file"),
-        (large_licence, "larger than"),
         (damaged_map, "not JSON"),
         (damaged_generation, "temperature"),
     ],
@@ -280,6 +277,24 @@ def test_damaged_files_are_refused(
         files_of(source, "mlx")
     assert refusal.value.exit_code == CheckpointError.exit_code
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (linked_licence, "link out of the folder"),
+        (endless_licence, "special file"),
+        (large_licence, "larger than"),
+    ],
+)
+def test_a_licence_that_cannot_be_read_is_left_out_with_a_warning(
+    make_folder: FolderMaker, damage: Callable[[Path], None], reason: str
+) -> None:
+    source = make_folder("glm4")
+    whole = files_of(source, "mlx")
+    damage(source)
+    with pytest.warns(GLMWarning, match=f"licence of the source is left out: .*LICENSE.*{reason}"):
+        assert files_of(source, "mlx") == whole
 
 
 @pytest.mark.parametrize("dialect", ["chatglm", "glm"])
