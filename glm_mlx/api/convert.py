@@ -5,13 +5,16 @@ The work itself is in the room `convert`; what reaches the network is in `hub`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from glm_mlx.api.checks import check_callback, check_choice, check_flags, check_size
-from glm_mlx.checkpoint.refusal import quote
+from glm_mlx.checkpoint import Checkpoint
+from glm_mlx.checkpoint.folder import MANIFEST, read_manifest
+from glm_mlx.checkpoint.refusal import join, quote
 from glm_mlx.config import read_config
 from glm_mlx.convert.card import PLACE
 from glm_mlx.convert.pipeline import convert_folder
@@ -19,10 +22,12 @@ from glm_mlx.convert.recipes import Recipe
 from glm_mlx.convert.report import ConversionReport
 from glm_mlx.convert.settings import DTYPES, LAYOUTS, OnProgress, Settings
 from glm_mlx.convert.verify import Verification, verify_folder
-from glm_mlx.errors import InputFileError, OptionError
+from glm_mlx.errors import CheckpointError, InputFileError, OptionError
 from glm_mlx.hub import CARD, is_hub_id, local_path, origin, resolve
 from glm_mlx.hub import upload as send
+from glm_mlx.modelfile import own_file, read_file
 
+_CARD_LIMIT_BYTES = 4 << 20
 _LEARN = ("awq",)
 
 
@@ -226,19 +231,22 @@ def upload(
 
     Raises:
         InputFileError: the folder is not a finished conversion.
+        CheckpointError: a file is not the one that was made; README.md may be edited.
         OptionError: ``repo`` is not ``owner/name``.
         HubError: the Hub cannot be reached or refuses.
     """
     check_repo(repo)
     check_flags(private=private, dry_run=dry_run)
     folder = resolve(local_path(folder, field="folder"))
-    missing = [name for name in _report(folder).files if not (folder / name).is_file()]
-    if missing:
-        raise InputFileError(f"{missing[0]} is missing; convert it again", file=folder)
+    _report(folder)
+    _check_hashes(folder)
+    raw = read_file(folder, CARD, error=InputFileError, max_bytes=_CARD_LIMIT_BYTES)
+    if raw is None:
+        raise InputFileError(f"{CARD} is missing; convert it again", file=folder)
     try:
-        card = (folder / CARD).read_text(encoding="utf-8").replace(PLACE, repo)
-    except (OSError, UnicodeDecodeError) as cause:
-        raise InputFileError(f"{CARD} cannot be read: {cause}", file=folder) from cause
+        card = raw.decode("utf-8").replace(PLACE, repo)
+    except UnicodeDecodeError as cause:
+        raise InputFileError(f"not UTF-8 at byte {cause.start:,}", file=folder / CARD) from cause
     sizes = {
         file.name: file.stat().st_size
         for file in sorted(folder.iterdir())
@@ -279,6 +287,26 @@ def _report(folder: Path) -> ConversionReport:
     if report is None:
         raise InputFileError("holds no conversion.json: not a finished conversion", file=folder)
     return report
+
+
+def _check_hashes(folder: Path) -> None:
+    """Raise `CheckpointError` unless every file of a result is the one that was written."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise CheckpointError(f"{MANIFEST} is missing; convert it again", file=folder)
+    if missing := [name for name in manifest if not os.path.lexists(folder / name)]:
+        raise CheckpointError(f"{join(missing)} is missing; convert it again", file=folder)
+    checkpoint = Checkpoint.open(folder)
+    if findings := checkpoint.check_data():
+        raise CheckpointError(f"{findings[0]}; convert it again", file=folder)
+    weights = {info.file.name for info in checkpoint.tensors.values()}
+    for name in manifest.keys() - weights - {CARD}:
+        with own_file(folder, name, error=CheckpointError).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != manifest[name]:
+            raise CheckpointError(
+                f"its sha256 is not the one in {MANIFEST}; convert it again", file=folder / name
+            )
 
 
 def _check_writing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -87,7 +88,31 @@ def test_what_is_no_finished_conversion_stays_here(
     assert "not a finished conversion" in refused("upload", str(tmp_path), REPO, code=3)
     assert "is not owner/name" in refused("upload", str(folder), "model", code=2)
     (folder / "README.md").rename(tmp_path / "README.md")
-    assert "README.md cannot be read" in refused("upload", str(folder), REPO, code=3)
+    assert "README.md is missing" in refused("upload", str(folder), REPO, code=3)
     (folder / "model.safetensors").unlink()
-    assert "model.safetensors is missing" in refused("upload", str(folder), REPO, code=3)
+    assert "'model.safetensors' is missing" in refused("upload", str(folder), REPO, code=3)
+    assert sent == []
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_what_was_damaged_since_it_was_made_stays_here(
+    refused: Refused, folder: Path, sent: list[dict[str, Any]], name: str, dry_run: list[str]
+) -> None:
+    damaged = bytearray((folder / name).read_bytes())
+    damaged[-2] ^= 1
+    (folder / name).write_bytes(damaged)
+    line = refused("upload", str(folder), REPO, *dry_run, code=3)
+    assert f"{folder / name}: its sha256 is not the one in checksums.json" in line
+    assert sent == []
+
+
+def test_a_folder_without_hashes_and_a_card_that_is_none_stay_here(
+    refused: Refused, folder: Path, sent: list[dict[str, Any]]
+) -> None:
+    (folder / "README.md").unlink()
+    os.mkfifo(folder / "README.md")
+    assert "README.md: is a special file" in refused("upload", str(folder), REPO, code=3)
+    (folder / "checksums.json").unlink()
+    assert "checksums.json is missing" in refused("upload", str(folder), REPO, code=3)
     assert sent == []
