@@ -104,7 +104,7 @@ def recipe_options(command: Command) -> Command:
     @click.option("--embed-bits", type=width, metavar="N|none", help="Bits of the embedding.")
     @click.option("--head-bits", type=width, metavar="N|none", help="Bits of the output head.")
     @click.option(
-        "--target-size", metavar="SIZE", help="Choose bits by measured error to fit 5GB, 4.5GiB ..."
+        "--target-size", metavar="SIZE", help="Choose bits by measured error: tensors of 5GB ..."
     )
     @click.option(
         "--target-bits", type=float, help="Choose bits by measured error to this mean, such as 4.6."
