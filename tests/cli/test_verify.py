@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hashlib
 import json
 from collections.abc import Callable
 from importlib import import_module
@@ -87,9 +88,11 @@ def test_the_source_is_what_the_report_names(
     said = refused("verify", str(result), code=2)
     assert f"was converted from a folder called {source.name!r}" in said
     report = json.loads((result / "conversion.json").read_text())
-    (result / "conversion.json").write_text(
-        json.dumps(report | {"source": "own/model", "revision": "a" * 40})
-    )
+    from_hub = json.dumps(report | {"source": "own/model", "revision": "a" * 40})
+    (result / "conversion.json").write_text(from_hub)
+    manifest = json.loads((result / "checksums.json").read_text())
+    manifest["files"]["conversion.json"] = hashlib.sha256(from_hub.encode()).hexdigest()
+    (result / "checksums.json").write_text(json.dumps(manifest))
     asked: list[Any] = []
 
     def resolve(name: Any, *, revision: str | None = None) -> Path:
