@@ -18,6 +18,7 @@ from glm_mlx.checkpoint import Checkpoint, RowReader, as_bytes
 from glm_mlx.checkpoint.folder import MANIFEST, read_manifest
 from glm_mlx.config import read_config
 from glm_mlx.convert.learned import read_transforms
+from glm_mlx.convert.ours import strangers_in_result
 from glm_mlx.convert.pack import Block, Transform, blocks_of, pack_block, read_block
 from glm_mlx.convert.pipeline import Source, open_source, small_files
 from glm_mlx.convert.plan import Piece, quantized
@@ -25,7 +26,6 @@ from glm_mlx.convert.report import REPORT, ConversionReport
 from glm_mlx.convert.settings import OnProgress, Progress, Settings
 from glm_mlx.convert.shards import shards_of
 from glm_mlx.errors import CheckpointError, InputFileError
-from glm_mlx.hub import CARD
 from glm_mlx.modelfile import read_file
 
 _SAMPLED_BLOCK_BYTES = 1 << 20
@@ -151,10 +151,8 @@ def _differences(folder: Path, files: Mapping[str, bytes]) -> Iterator[str]:
 
 def _strangers(folder: Path) -> Iterator[str]:
     """Findings about files that no conversion wrote; the card is the user's to edit."""
-    known = {*(read_manifest(folder) or {}), MANIFEST, REPORT, CARD}
-    for file in sorted(folder.iterdir()):
-        if file.name not in known and not file.name.startswith("."):
-            yield f"file {file.name} is not of the conversion"
+    for name in strangers_in_result(folder) or ():
+        yield f"file {name} is not of the conversion"
 
 
 def _misreported(report: ConversionReport, pieces: Sequence[Piece]) -> Iterator[str]:
