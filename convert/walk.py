@@ -1,10 +1,11 @@
 """A text on its way through the float model, with one layer of weights in memory at a time.
 
-What enters each matrix is metered; what learning makes of that is for `awq` and `gptq`.
+What enters each matrix is metered; what learning makes of that is for `awq`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
@@ -31,7 +32,7 @@ _INPUTS = {
 }
 
 
-class Meter(nn.Module):
+class Meter(nn.Module, ABC):
     """Stands before a module and observes what enters it."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -42,9 +43,9 @@ class Meter(nn.Module):
         self.observe(x.reshape(-1, x.shape[-1]))
         return cast(mx.array, self.module(x))
 
+    @abstractmethod
     def observe(self, inputs: mx.array) -> None:
         """Take in ``(L, C)`` inputs, one token each row."""
-        raise NotImplementedError
 
 
 M = TypeVar("M", bound=Meter)
