@@ -268,7 +268,9 @@ class Staging:
         if others := strangers(self.folder):
             raise OptionError(_not_made_here(others), file=self.folder, field="destination")
         is_blank = not os.listdir(self.folder) and not journal.is_foreign
-        if is_blank or self._overwrite or journal.fingerprint == self._fingerprint:
+        is_empty_handed = journal.fingerprint is not None and not journal.shards
+        is_same = journal.fingerprint == self._fingerprint
+        if is_blank or is_empty_handed or is_same or self._overwrite:
             return True
         if journal.fingerprint is None:
             found = "is damaged" if self._had_journal else "is missing"
