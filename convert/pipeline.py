@@ -65,12 +65,12 @@ def open_source(folder: Path, settings: Settings) -> Source:
     if packed and not settings.dequantize:
         raise OptionError(
             f"{folder} is quantized already; convert the unquantized checkpoint, "
-            "or unpack this one with dequantize",
+            "or unpack this one with --dequantize",
             field="dequantize",
         )
     if settings.dequantize and (not packed or settings.recipe is not None):
         found = "is given with quantize" if packed else f"is given, but {folder} is not quantized"
-        raise OptionError(f"dequantize {found}; leave one of them out", field="dequantize")
+        raise OptionError(f"--dequantize {found}; leave one of them out", field="dequantize")
     dtype = None if settings.dtype is None else DTYPES[settings.dtype]
     pieces, skipped = plan_pieces(checkpoint, config, layout=settings.layout, dtype=dtype)
     return Source(checkpoint, config, pieces, skipped)

@@ -225,7 +225,7 @@ class Staging:
             )
         if not self._overwrite:
             raise self._refusal(
-                "holds a finished conversion; choose another destination, or overwrite it"
+                "holds a finished conversion; choose another destination, or give --overwrite"
             )
         if others:
             raise self._refusal(_not_made_here(others))
@@ -276,13 +276,13 @@ class Staging:
             found = "is damaged" if self._had_journal else "is missing"
             raise OptionError(
                 f"cannot be continued, as its journal {quote(self._journal_file.name)} {found}; "
-                "overwrite it to start over, or choose another destination",
+                "give --overwrite to start over, or choose another destination",
                 file=self.folder,
                 field="overwrite",
             )
         raise OptionError(
             "holds an unfinished conversion of another source or other settings; give those to "
-            "continue it, overwrite it, or choose another destination",
+            "continue it, --overwrite to start over, or choose another destination",
             file=self.folder,
             field="overwrite",
         )

@@ -224,7 +224,7 @@ def test_an_entry_is_the_same_for_every_run(place: Path) -> None:
 def test_other_settings_do_not_continue_it(place: Path, whole: dict[str, Files]) -> None:
     interrupt(place / "model", after=2)
     before = files(place)
-    with pytest.raises(OptionError, match="other settings; give those to continue it, overwrite"):
+    with pytest.raises(OptionError, match="other settings; give those to continue it, --overwrite"):
         convert(place / "model", recipe="two")
     assert files(place) == before
     convert(place / "model", recipe="two", overwrite=True)

@@ -141,7 +141,7 @@ def test_a_conversion_whose_journal_is_lost_can_be_started_over(
         journal.unlink()
     else:
         journal.write_bytes(content)
-    refuse(place, rf"cannot be continued, as its journal '{JOURNAL}' {found}; overwrite it")
+    refuse(place, rf"cannot be continued, as its journal '{JOURNAL}' {found}; give --overwrite")
     with take(place, overwrite=True) as staging:
         assert os.listdir(staging.folder) == []
         assert staging.done == {}
