@@ -275,7 +275,8 @@ def scenarios(matrix: Matrix) -> dict[str, tuple[Callable[[], Figures], set[int]
         ),
         "killed_at_call": (every("kill"), {-kill}),
         "fails_at_call": (every("fail"), {0, RESOURCES}),
-        "fails_from_call": (every("fail-on"), {RESOURCES}),
+        # 0: what fails after the last rename is tidying up, and the result is whole.
+        "fails_from_call": (every("fail-on"), {0, RESOURCES}),
         "short_write_at_call": (every("short"), {0}),
         "overwriting_killed_at_call": (every("kill", overwrite=True), {-kill}),
         "overwriting_fails_at_call": (every("fail", overwrite=True), {0, RESOURCES}),
