@@ -17,6 +17,7 @@ from glm_mlx.checkpoint.layout import TensorSpec, plan_shards
 from glm_mlx.checkpoint.writer import ShardWriter
 from glm_mlx.config import ModelConfig
 from glm_mlx.convert.pack import Transform
+from glm_mlx.convert.settings import Settings
 from glm_mlx.errors import CheckpointError, InputFileError
 from glm_mlx.modelfile import find_file
 from glm_mlx.text import Tokenizer
@@ -63,14 +64,16 @@ def read_transforms(folder: Path) -> dict[str, Transform]:
     return {name: Transform(**parts) for name, parts in found.items()}  # type: ignore[arg-type]
 
 
-def calibration_ids(folder: Path, config: ModelConfig, file: Path) -> list[list[int]]:
-    """Return the beginning of a text as at most 16 rows of 512 tokens, each with the prefix.
+def calibration_ids(folder: Path, config: ModelConfig, settings: Settings) -> list[list[int]]:
+    """Return the calibration text's beginning: at most 16 rows of 512 tokens, each with the prefix.
 
     Raises:
         InputFileError: the file is not UTF-8, or holds less than one row.
     """
+    file, raw = settings.calibration, settings.calibration_bytes
+    assert raw is not None, "the caller has asked for a text"
     try:
-        text = file.read_text(encoding="utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as cause:
         raise InputFileError(f"not UTF-8 at byte {cause.start:,}", file=file) from cause
     tokenizer = Tokenizer.from_folder(folder, vocab_size=config.vocab_size, family=config.family)

@@ -194,7 +194,7 @@ def _learn(
         missing = "a calibration text" if settings.calibration is None else "a way to quantize"
         raise OptionError(f"learn is {settings.learn}, which needs {missing}", field="learn")
     if LEARNED not in staging.done:
-        ids = calibration_ids(folder, source.config, settings.calibration)
+        ids = calibration_ids(folder, source.config, settings)
         transforms = learn_transforms(
             source.checkpoint, source.config, quantization, ids, on_progress=on_progress
         )

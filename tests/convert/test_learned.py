@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,7 @@ def test_transforms_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_a_text_becomes_rows_of_one_length_each_with_the_prefix(
     source: Path, settings: Settings
 ) -> None:
-    assert settings.calibration is not None
-    rows = calibration_ids(source, read_config(source), settings.calibration)
+    rows = calibration_ids(source, read_config(source), settings)
     assert rows
     assert {len(row) for row in rows} == {512}
     assert len({tuple(row[:2]) for row in rows}) == 1
@@ -112,10 +112,10 @@ def test_a_text_becomes_rows_of_one_length_each_with_the_prefix(
     ],
 )
 def test_a_text_that_cannot_be_used_is_named(
-    source: Path, tmp_path: Path, content: bytes, message: str
+    source: Path, settings: Settings, tmp_path: Path, content: bytes, message: str
 ) -> None:
     file = tmp_path / "bad.txt"
     file.write_bytes(content)
     with pytest.raises(InputFileError, match=message) as caught:
-        calibration_ids(source, read_config(source), file)
+        calibration_ids(source, read_config(source), replace(settings, calibration=file))
     assert caught.value.file == str(file)
